@@ -1,0 +1,1 @@
+//! One account: routes inputs to flows, collects effects, holds the durability gate.

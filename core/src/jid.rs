@@ -1,0 +1,1 @@
+//! Addresses as types: user, LID, group, device.

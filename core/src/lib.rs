@@ -1,0 +1,28 @@
+//! # baton-core
+//!
+//! One WhatsApp account as a pure state machine. No I/O, no clock, no threads, no randomness of its own:
+//! inputs go in through [`engine::Engine::handle`], effects come out of [`engine::Engine::poll`], and
+//! persistence is one of the effects.
+//!
+//! The floors, from the ground up; a floor uses only floors below it:
+//!
+//! | floor | module | job |
+//! |---|---|---|
+//! | 1 | [`crypto`] | key types, X25519, XEdDSA, HKDF, AES |
+//! | 1 | [`proto`] | protobuf messages, the fields we use |
+//! | 1 | [`jid`] | addresses as types |
+//! | 2 | [`wire`] | bytes ↔ nodes: frames, Noise, binary XML |
+//! | 2 | [`signal`] | X3DH, Double Ratchet, sender keys |
+//! | 3 | [`state`] | the language of persistence: keys, records, batches, the store trait |
+//! | 4 | [`flow`] | one small machine per protocol flow |
+//! | 5 | [`engine`] | one account: routes inputs, collects effects, holds the durability gate |
+#![warn(missing_docs)]
+
+pub mod crypto;
+pub mod engine;
+pub mod flow;
+pub mod jid;
+pub mod proto;
+pub mod signal;
+pub mod state;
+pub mod wire;

@@ -1,0 +1,1 @@
+//! Protobuf messages, the fields we use.

@@ -1,0 +1,1 @@
+//! Thin tokio adapters for `baton-core`.

@@ -1,0 +1,2 @@
+//! A simulated WhatsApp service.
+pub mod service;

@@ -1,0 +1,1 @@
+//! The simulated service as a sans-IO state machine.

@@ -1,0 +1,1 @@
+//! Fenced, group-committed SQLite store for `baton-core`.
