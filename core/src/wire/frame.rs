@@ -162,8 +162,11 @@ impl HeaderReader {
     }
 }
 
-/// (routing information, what follows the header), `None` while the header may still become a good one.
-fn split_header(bytes: &[u8]) -> Result<Option<(Option<&[u8]>, &[u8])>, FrameError> {
+/// Routing information, if any, and what follows the header.
+type Header<'a> = (Option<&'a [u8]>, &'a [u8]);
+
+/// `None` while the header may still become a good one.
+fn split_header(bytes: &[u8]) -> Result<Option<Header<'_>>, FrameError> {
     let (routing, rest) = match bytes {
         // The two bytes behind "ED" are 0 1 so far; nothing depends on them.
         [b'E', b'D', _, _, a, b, c, rest @ ..] => {
