@@ -1,18 +1,9 @@
 //! Inputs and outputs of an engine.
 
 use crate::{
-    flow::{Command, CommandError, CommandId, Endpoint, Event, Notice, Reply},
-    state::{Batch, Epoch, EventSeq, Key, Micros, Row, Scan, Seq, UnixMillis},
+    flow::{Command, CommandError, CommandId, Endpoint, Event, Notice, Reply, StopReason},
+    state::{Batch, Epoch, EventSeq, Key, Micros, Row, Scan, Seq},
 };
-
-/// One sample of both clocks. `mono` orders; `unix` is only ever written into stanzas and rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Now {
-    /// Microseconds on a clock that never goes back, from any origin that holds for the engine's life.
-    pub mono: Micros,
-    /// Milliseconds since 1970.
-    pub unix: UnixMillis,
-}
 
 /// The right to act. `epoch` fences the store; `until` bounds what no store can fence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,56 +97,4 @@ pub struct Appetite {
     pub bytes: bool,
     /// Accept so many commands.
     pub commands: u32,
-}
-
-/// Why an engine stopped. None of them touches the account's keys.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum StopReason {
-    /// The store has a later epoch: somebody else owns the account.
-    #[error("fenced: epoch {} is in force", .0.0)]
-    Fenced(Epoch),
-    /// The grant ran out before it was renewed.
-    #[error("the lease ran out")]
-    LeaseExpired,
-    /// The service has another connection of this device. Somebody else owns the account: check the lease, never fight.
-    #[error("another connection of this account replaced ours")]
-    Replaced,
-    /// Unlinked by the phone, the service or a logout command.
-    #[error("logged out (code {0})")]
-    LoggedOut(u16),
-    /// Banned for a while.
-    #[error("temporarily banned (code {code}, {seconds} s)")]
-    Banned {
-        /// The service's reason.
-        code: u16,
-        /// For how long.
-        seconds: u64,
-    },
-    /// The service wants a newer client version: change [`Profile::version`](crate::flow::Profile).
-    #[error("the service refuses this client version")]
-    Outdated,
-    /// The service refused the login for another reason.
-    #[error("the service refused the login (code {0})")]
-    Refused(u16),
-    /// The store refused a batch or a row of the account itself is unreadable.
-    #[error("the store cannot serve this account: {0}")]
-    Store(String),
-    /// As commanded.
-    #[error("shut down")]
-    Shutdown,
-}
-
-impl StopReason {
-    /// Whether the same owner may build a new engine for the account and go on.
-    #[must_use]
-    pub const fn is_retryable(&self) -> bool {
-        matches!(self, Self::LeaseExpired)
-    }
-
-    /// Whether somebody else owns the account now, as far as we know.
-    #[must_use]
-    pub const fn is_fenced(&self) -> bool {
-        matches!(self, Self::Fenced(_) | Self::Replaced)
-    }
 }

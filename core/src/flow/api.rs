@@ -2,7 +2,7 @@
 
 use crate::{
     jid::Jid,
-    state::{EventSeq, Key, MessageId, Micros},
+    state::{Epoch, EventSeq, Key, MessageId, Micros},
 };
 use bytes::Bytes;
 use std::fmt;
@@ -97,7 +97,10 @@ impl fmt::Debug for Content {
 
 impl fmt::Debug for SendRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SendRequest").field("id", &self.id).field("content", &self.content).finish_non_exhaustive()
+        f.debug_struct("SendRequest")
+            .field("id", &self.id)
+            .field("content", &self.content)
+            .finish_non_exhaustive()
     }
 }
 
@@ -295,7 +298,9 @@ impl fmt::Debug for Notice {
             Self::Qr { .. } => f.write_str("Qr(…)"),
             Self::Connection(state) => write!(f, "Connection({state:?})"),
             Self::CorruptRow(key) => write!(f, "CorruptRow({key:?})"),
-            Self::RetryAsked { id, reason, count } => write!(f, "RetryAsked({id}, reason {reason}, count {count})"),
+            Self::RetryAsked { id, reason, count } => {
+                write!(f, "RetryAsked({id}, reason {reason}, count {count})")
+            }
             Self::Protocol(what) => write!(f, "Protocol({what})"),
         }
     }
@@ -320,4 +325,56 @@ pub enum Connection {
         /// Why the last connection ended.
         why: &'static str,
     },
+}
+
+/// Why an engine stopped. None of them touches the account's keys.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StopReason {
+    /// The store has a later epoch: somebody else owns the account.
+    #[error("fenced: epoch {} is in force", .0.0)]
+    Fenced(Epoch),
+    /// The grant ran out before it was renewed.
+    #[error("the lease ran out")]
+    LeaseExpired,
+    /// The service has another connection of this device. Somebody else owns the account: check the lease, never fight.
+    #[error("another connection of this account replaced ours")]
+    Replaced,
+    /// Unlinked by the phone, the service or a logout command.
+    #[error("logged out (code {0})")]
+    LoggedOut(u16),
+    /// Banned for a while.
+    #[error("temporarily banned (code {code}, {seconds} s)")]
+    Banned {
+        /// The service's reason.
+        code: u16,
+        /// For how long.
+        seconds: u64,
+    },
+    /// The service wants a newer client version: change [`Profile::version`](crate::flow::Profile).
+    #[error("the service refuses this client version")]
+    Outdated,
+    /// The service refused the login for another reason.
+    #[error("the service refused the login (code {0})")]
+    Refused(u16),
+    /// The store refused a batch or a row of the account itself is unreadable.
+    #[error("the store cannot serve this account: {0}")]
+    Store(String),
+    /// As commanded.
+    #[error("shut down")]
+    Shutdown,
+}
+
+impl StopReason {
+    /// Whether the same owner may build a new engine for the account and go on.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self, Self::LeaseExpired)
+    }
+
+    /// Whether somebody else owns the account now, as far as we know.
+    #[must_use]
+    pub const fn is_fenced(&self) -> bool {
+        matches!(self, Self::Fenced(_) | Self::Replaced)
+    }
 }

@@ -79,7 +79,10 @@ impl ServiceConfig {
     /// WhatsApp's own.
     #[must_use]
     pub fn whatsapp() -> Self {
-        Self { endpoint: Endpoint("wss://web.whatsapp.com/ws/chat".into()), root: crate::wire::noise::WHATSAPP_ROOT }
+        Self {
+            endpoint: Endpoint("wss://web.whatsapp.com/ws/chat".into()),
+            root: crate::wire::noise::WHATSAPP_ROOT,
+        }
     }
 }
 
