@@ -9,12 +9,14 @@
 //! * [`Batch`], [`Epoch`], [`Seq`]: what is written, by whose right, in which order.
 //! * [`Store`]: what a database has to offer. [`MemoryStore`](memory::MemoryStore) is the reference;
 //!   [`store_conformance!`](crate::store_conformance) is the suite that every store runs.
+//! * [`rules`]: names, keys and records that no store takes.
 
 mod key;
 mod store;
 
 pub mod conformance;
 pub mod memory;
+pub mod rules;
 
 pub use key::{EventSeq, Key, MessageId, Table};
 pub use store::{AccountInfo, Claim, Incarnation, Lease, Outcome, Renewal, Row, Scan, Store, StoreError};
