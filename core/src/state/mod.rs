@@ -9,6 +9,7 @@
 //! * [`Batch`], [`Epoch`], [`Seq`]: what is written, by whose right, in which order.
 //! * [`Store`]: what a database has to offer. [`MemoryStore`](memory::MemoryStore) is the reference;
 //!   [`store_conformance!`](crate::store_conformance) is the suite that every store runs.
+//! * [`rules`]: names, keys and records that no store takes.
 
 pub mod codec;
 mod key;
@@ -17,6 +18,7 @@ mod working_set;
 
 pub mod conformance;
 pub mod memory;
+pub mod rules;
 
 pub use key::{EventSeq, Key, MessageId, Table};
 pub(crate) use working_set::WorkingSet;
