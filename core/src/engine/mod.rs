@@ -182,8 +182,8 @@ impl Engine {
             return Output::Stopped(reason.clone());
         }
         let limits = &self.cx.config.limits;
-        if self.cx.rows.in_flight() < u64::from(limits.batches_in_flight.get()) {
-            if let Some(batch) = self
+        if self.cx.rows.in_flight() < u64::from(limits.batches_in_flight.get())
+            && let Some(batch) = self
                 .cx
                 .rows
                 .seal(&self.cx.id, self.grant.epoch, self.cx.now.unix)
@@ -191,7 +191,6 @@ impl Engine {
                 self.cx.stats.batches += 1;
                 return Output::Commit(batch);
             }
-        }
         if let Some((id, keys)) = self.loads.pop_front() {
             return Output::Load(id, keys);
         }

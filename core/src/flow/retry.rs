@@ -41,11 +41,10 @@ impl Counts {
             *count = (*count).max(at_least) + 1;
             return *count;
         }
-        if self.order.len() >= REMEMBERED {
-            if let Some(oldest) = self.order.pop_front() {
+        if self.order.len() >= REMEMBERED
+            && let Some(oldest) = self.order.pop_front() {
                 self.by_message.remove(&oldest);
             }
-        }
         self.order.push_back(key.clone());
         self.by_message.insert(key, at_least + 1);
         at_least + 1
