@@ -379,6 +379,14 @@ impl World {
             let encoded = device.record.encode();
             device.record = SessionRecord::decode(&encoded).unwrap();
             assert_eq!(device.record.encode(), encoded);
+            // Only the session we send on can be waiting for an answer.
+            assert!(
+                device
+                    .record
+                    .archived
+                    .iter()
+                    .all(|state| state.pending.is_none())
+            );
         }
     }
 

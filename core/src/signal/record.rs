@@ -285,7 +285,11 @@ fn encode_state(state: &State, out: &mut Vec<u8>) {
     }
 }
 
+/// `None` for an empty structure: a session that can only read.
 fn decode_sender_chain(bytes: &[u8]) -> Result<Option<SenderChain>, RecordError> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
     let (mut public, mut private, mut chain) = (None, None, None);
     for field in Fields::new(bytes) {
         match field? {

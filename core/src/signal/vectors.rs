@@ -327,6 +327,14 @@ fn foreign_records_load_with_their_oddities() {
     let record = SessionRecord::decode(&hex(&odd)).unwrap();
     assert_eq!(hex_of(&record.encode()), text);
 
+    // No sending chain: can be read with, not written with.
+    let sender_at = text.find("326b").unwrap();
+    let unsent = [&text[..sender_at], "3200", &text[sender_at + 218..]]
+        .concat()
+        .replacen("0afa02", "0a8f02", 1);
+    let record = SessionRecord::decode(&hex(&unsent)).unwrap();
+    assert!(!record.is_usable() && record.base_key().is_some());
+
     // A skipped key of which only the expansion was stored stays one.
     let text = file["bob_record_after_first_decrypt"].as_str().unwrap();
     let seed_at = text.find("a206201772f7f6").unwrap();
