@@ -113,7 +113,7 @@ mod tests {
             props.platform_type(),
             payload::device_props::PlatformType::Chrome
         );
-        let history = props.history_sync_config.clone().unwrap();
+        let history = props.history_sync_config.unwrap();
         assert_eq!(
             (history.storage_quota_mb, history.support_call_log_history),
             (Some(10240), Some(false))

@@ -1,0 +1,3 @@
+//! The examples of chapter 02, its table of malformed input, and properties over all nodes.
+
+mod examples;
