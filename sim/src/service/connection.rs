@@ -19,7 +19,7 @@ use prost::Message as _;
 pub(super) struct Connection {
     /// When bytes last came.
     pub(super) heard: Micros,
-    header: Option<HeaderReader>,
+    header: HeaderReader,
     frames: FrameReader,
     transport: Option<Transport>,
     pub(super) handshake: &'static str,
@@ -46,7 +46,7 @@ impl Connection {
     pub(super) fn new(now: Now) -> Self {
         Self {
             heard: now.mono,
-            header: Some(HeaderReader::new()),
+            header: HeaderReader::new(),
             frames: FrameReader::new(frame::MAX_FRAME),
             transport: None,
             handshake: "",
@@ -60,8 +60,8 @@ impl Service {
     pub(super) fn read(&mut self, conn: ConnId, bytes: &[u8], now: Now) {
         let Some(connection) = self.connections.get_mut(&conn) else { return };
         connection.heard = now.mono;
-        if let Err(what) = connection.take_in(bytes) {
-            return self.offend(conn, what, now);
+        if let Err(error) = connection.header.push(bytes, &mut connection.frames) {
+            return self.offend(conn, format!("header: {error}"), now);
         }
         loop {
             // Each frame may end the connection, so it is looked up anew.
@@ -256,22 +256,6 @@ impl Service {
     }
 }
 
-
-impl Connection {
-    /// Strips the header off the first bytes and hands the rest to the frame reader.
-    fn take_in(&mut self, bytes: &[u8]) -> Result<(), String> {
-        match &mut self.header {
-            None => self.frames.push(bytes),
-            Some(header) => {
-                if let Some(rest) = header.push(bytes).map_err(|error| error.to_string())? {
-                    self.frames.push(&rest);
-                    self.header = None;
-                }
-            }
-        }
-        Ok(())
-    }
-}
 
 /// Whether a client hello carries the fields of IK; if it was not resumed, the answer was XXfallback.
 fn tried_to_resume(frame: &[u8]) -> bool {
