@@ -197,6 +197,7 @@ impl Service {
 
     /// Bytes came in. They need not end where frames end.
     pub fn receive(&mut self, conn: ConnId, bytes: &[u8], now: Now) {
+        self.revision += 1;
         self.read(conn, bytes, now);
         self.settle(now);
     }
@@ -257,6 +258,7 @@ impl Service {
 
     /// Orders trouble. Faults that act at once do so before this returns.
     pub fn fault(&mut self, fault: Fault, now: Now) {
+        self.revision += 1;
         use faults::Kind;
         match fault {
             Fault::Corrupt { device, count } => self.faults.arm(device, Kind::Corrupt, count, 0),
@@ -307,7 +309,6 @@ impl Service {
 
     /// Lets the scripted phones read what came for them, and answer, until all is quiet.
     fn settle(&mut self, now: Now) {
-        self.revision += 1;
         while let Some((phone, node)) = self.inbox.pop_front() {
             self.phone_reads(&phone, &node, now);
         }

@@ -114,6 +114,7 @@ impl Service {
             return Err(ScanError::ScannedAlready);
         }
         let number = phone.map_or_else(|| self.accounts.free_number(), |phone| phone.trim_start_matches('+').to_owned());
+        self.revision += 1;
         let account = self.accounts.get_or_create(&number, now.secs(), &mut self.rng)?;
         if account.devices.len() >= self.options.max_companions {
             return Err(ScanError::Full);
@@ -266,6 +267,7 @@ impl Service {
     pub fn unlink(&mut self, phone: &str, device: u16, now: Now) -> bool {
         let id = DeviceId::new(phone, device);
         let known = self.accounts.device(&id).is_some();
+        self.revision += 1;
         self.unlink_device(&id, now);
         self.settle(now);
         known

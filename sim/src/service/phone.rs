@@ -189,6 +189,7 @@ impl Service {
                 participants.push(Node::new("to").attr("jid", jid).child(enc));
             }
         }
+        self.revision += 1;
         let id = self.phone_message_id();
         self.phone_remembers(&from, Sent { id: id.clone(), to: to.clone(), peer: false, message });
         let node = Node::new("message")
