@@ -45,7 +45,7 @@ pub fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
 }
 
 /// A key taken in once and used for several messages.
-pub(super) struct HmacKey(Hmac<Sha256>);
+pub(crate) struct HmacKey(Hmac<Sha256>);
 
 impl HmacKey {
     pub(crate) fn new(key: &[u8]) -> Self {

@@ -21,7 +21,9 @@ mod xeddsa;
 pub use cipher::{
     AesGcm, CipherError, aes_cbc_decrypt, aes_cbc_encrypt, aes_cbc_encrypt_into, cbc_ciphertext_len,
 };
+pub(crate) use kdf::HmacKey;
 pub use kdf::{hkdf_sha256, hmac_sha256, md5, sha1, sha256, verify_mac};
+pub(crate) use keys::PreparedKey;
 pub use keys::{KeyError, KeyPair, PrivateKey, PublicKey, SharedSecret};
 pub use rng::Rng;
 pub use xeddsa::{BadSignature, Signature};
