@@ -291,6 +291,7 @@ impl<'a> Scan<'a, '_> {
     /// The two can be told apart by looking for the one server that may stand there: every item of a node is counted
     /// in its header, so a wrong guess (another server there, or an attribute really named "interop" behind the short
     /// form) leaves one item too many or too few and the frame is refused. It is never read as something else.
+    /// The price: a frame cut off exactly before that last server is a frame; frames are authenticated, so none is.
     fn interop_jid(&mut self) -> Result<(), NodeError> {
         self.skip(1)?;
         self.required_user()?;
