@@ -187,10 +187,10 @@ impl Engine {
                 .cx
                 .rows
                 .seal(&self.cx.id, self.grant.epoch, self.cx.now.unix)
-            {
-                self.cx.stats.batches += 1;
-                return Output::Commit(batch);
-            }
+        {
+            self.cx.stats.batches += 1;
+            return Output::Commit(batch);
+        }
         if let Some((id, keys)) = self.loads.pop_front() {
             return Output::Load(id, keys);
         }
