@@ -178,8 +178,11 @@ impl Database {
 
     /// Does several pieces of work in one transaction, with one sync of the disk. If the transaction fails, each piece
     /// is tried in one of its own, so that the one that is to blame does not fail the others.
-    pub fn transact(&mut self, work: &mut [&mut dyn Work], now: UnixMillis) {
-        let Err(error) = self.attempt(work, now) else {
+    ///
+    /// `clock` is asked once the database is ours: who waited for another process must not judge its lease by a time
+    /// before that was given.
+    pub fn transact(&mut self, work: &mut [&mut dyn Work], clock: &dyn Fn() -> UnixMillis) {
+        let Err(error) = self.attempt(work, clock) else {
             return;
         };
         if let [only] = work {
@@ -190,7 +193,7 @@ impl Database {
                 .for_each(|piece| piece.fail(explain(&error)));
         } else {
             for piece in work {
-                if let Err(error) = self.attempt(std::slice::from_mut(piece), now) {
+                if let Err(error) = self.attempt(std::slice::from_mut(piece), clock) {
                     piece.fail(explain(&error));
                 }
             }
@@ -200,7 +203,7 @@ impl Database {
     fn attempt(
         &mut self,
         work: &mut [&mut dyn Work],
-        now: UnixMillis,
+        clock: &dyn Fn() -> UnixMillis,
     ) -> Result<(), rusqlite::Error> {
         let Self {
             connection,
@@ -212,7 +215,7 @@ impl Database {
         let mut transaction = Transaction {
             connection,
             presence: presence.as_mut(),
-            now,
+            now: clock(),
         };
         let mut result = work
             .iter_mut()

@@ -251,8 +251,8 @@ impl Store for SqliteStore {
         &self,
         business: &BusinessId,
     ) -> impl Future<Output = Result<Vec<AccountInfo>, StoreError>> + Send {
-        let (business, now) = (business.clone(), (self.inner.clock)());
-        self.read(move |database| database.accounts(&business, now))
+        let (business, clock) = (business.clone(), Arc::clone(&self.inner.clock));
+        self.read(move |database| database.accounts(&business, clock()))
     }
 
     fn claim(
@@ -348,7 +348,7 @@ fn write_loop(
             return;
         }
         let mut work: Vec<&mut dyn Work> = jobs.iter_mut().map(|job| job.work()).collect();
-        database.transact(&mut work, clock());
+        database.transact(&mut work, clock);
         for job in jobs {
             job.finish();
         }

@@ -208,7 +208,7 @@ fn the_core_runs_without_threads() {
     }
     let mut database = Database::open_in_memory(UnixMillis(0)).unwrap();
     let mut start = Start(None);
-    database.transact(&mut [&mut start], UnixMillis(5));
+    database.transact(&mut [&mut start], &|| UnixMillis(5));
     let (id, outcomes) = start.0.unwrap();
     assert_eq!(outcomes, [Outcome::Committed]);
     let rows = database.load(&id, &[Key::Counters, Key::Device]).unwrap();
