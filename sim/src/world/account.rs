@@ -552,7 +552,7 @@ impl World {
 
     pub(crate) fn enqueue(&mut self, account: usize, request: SendRequest) {
         let Some(id) = request.id.clone() else { return };
-        let row = mailbox_request(&request);
+        let row = mailbox_request(&request, self.now.0);
         let at = self.now().unix;
         let account_id = self.accounts[account].id.clone();
         if let Err(error) = ready(self.store.enqueue(&account_id, id, row, at)) {
