@@ -105,6 +105,8 @@ pub enum Step {
     Cut { account: usize },
     /// The service is told to misbehave.
     Fault(service::faults::Fault),
+    /// The service behaves again.
+    Heal,
     /// Store calls of this account take this much longer, from now on.
     Slow { account: usize, by: u64 },
 }
@@ -404,6 +406,7 @@ impl World {
             Step::Crash { account, pause } => self.crash(account, pause),
             Step::Cut { account } => self.cut(account),
             Step::Fault(fault) => self.service.fault(fault, self.service_now()),
+            Step::Heal => self.service.heal(),
             Step::Slow { account, by } => self.accounts[account].slow = by,
         }
     }
