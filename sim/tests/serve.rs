@@ -66,6 +66,10 @@ fn two_companions_talk_through_real_sockets() {
     );
     assert_eq!(status, 200);
     net.expect_close(bob.conn.expect("connected"));
+    assert_eq!(
+        net.http("GET", "/books", "").1["faults"],
+        json!({ "close": 1 })
+    );
     assert_eq!(net.http("POST", "/fault", r#"{"fault":"heal"}"#).0, 200);
     for (path, body) in [
         ("/fault", r#"{"fault":"nonsense"}"#),

@@ -91,7 +91,7 @@ impl Service {
         let Some(account) = self.accounts.get_mut(&id.phone) else {
             return;
         };
-        account.changed = now.secs().max(account.changed + 1);
+        account.changed = now.secs().max(account.changed.saturating_add(1));
         let (pn, lid) = (account.pn.clone(), account.lid.clone());
         let index = account
             .devices
