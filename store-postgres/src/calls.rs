@@ -85,7 +85,11 @@ async fn load_rows(
             let content = read(&row, 1)?;
             let n = usize::try_from(row.try_get::<i64, _>(0)?).unwrap_or(0);
             // The only row of a table without key columns answers whoever asked.
-            let answered = if width(table) == 0 { &places[..] } else { nth(&places, n) };
+            let answered = if width(table) == 0 {
+                &places[..]
+            } else {
+                nth(&places, n)
+            };
             for &place in answered {
                 if let Some(row) = rows.get_mut(place) {
                     row.clone_from(&content);
@@ -257,7 +261,11 @@ async fn accounts_together(
             )
         };
     }
-    let sql = if records { list!("d.record") } else { list!("NULL::bytea") };
+    let sql = if records {
+        list!("d.record")
+    } else {
+        list!("NULL::bytea")
+    };
     let mut transaction = pool
         .begin(Mode::Read, [business])
         .await
@@ -383,7 +391,10 @@ pub(crate) async fn renew(
         }
         let (group, behind) = rest.split_at(fits);
         let mut transaction = pool
-            .begin(Mode::Write, group.iter().map(|(account, _)| &account.business))
+            .begin(
+                Mode::Write,
+                group.iter().map(|(account, _)| &account.business),
+            )
             .await
             .map_err(begin_failed)?;
         let result = renew_group(&mut transaction, who, group, ttl.min(LONGEST_LEASE)).await;
@@ -403,7 +414,10 @@ async fn renew_group(
         .iter()
         .map(|(account, _)| account.business.as_str())
         .collect();
-    let devices: Vec<i64> = leases.iter().map(|(account, _)| number(account.device)).collect();
+    let devices: Vec<i64> = leases
+        .iter()
+        .map(|(account, _)| number(account.device))
+        .collect();
     let epochs: Vec<i64> = leases.iter().map(|(_, epoch)| number(epoch.0)).collect();
     let rows = sqlx::query(
         "WITH w AS (SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[]) \
@@ -535,21 +549,14 @@ async fn fence(transaction: &mut Transaction, account: &AccountId) -> Result<(),
     row.map(|_| ()).ok_or_else(|| StoreError::NoAccount.into())
 }
 
-async fn begin(
-    pool: &Arc<Pool>,
-    mode: Mode,
-    account: &AccountId,
-) -> Result<Transaction, Failure> {
+async fn begin(pool: &Arc<Pool>, mode: Mode, account: &AccountId) -> Result<Transaction, Failure> {
     pool.begin(mode, [&account.business])
         .await
         .map_err(begin_failed)
 }
 
 /// Commits what went well and undoes what did not.
-async fn finish<T>(
-    transaction: Transaction,
-    result: Result<T, Failure>,
-) -> Result<T, Failure> {
+async fn finish<T>(transaction: Transaction, result: Result<T, Failure>) -> Result<T, Failure> {
     match result {
         Ok(value) => {
             transaction.commit().await?;

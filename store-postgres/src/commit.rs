@@ -118,61 +118,107 @@ impl Lane {
                 Some(Ok(Outcome::Rejected(refused.to_string())))
             })
             .collect();
-        let sound: Vec<usize> = (0..batches.len())
-            .filter(|&n| results.get(n).is_some_and(Option::is_none))
-            .collect();
-        let chosen: Vec<&Batch> = sound.iter().filter_map(|&n| batches.get(n).copied()).collect();
-        if let [only] = chosen[..] {
-            set(&mut results, &sound, vec![Some(self.alone(only).await)]);
-        } else if !chosen.is_empty() {
-            match self.together(&chosen).await {
-                Ok(outcomes) => {
-                    let outcomes = outcomes.into_iter().map(|outcome| outcome.map(Ok)).collect();
-                    set(&mut results, &sound, outcomes);
-                }
-                // One of them has a value that the tables do not take: find out whose.
-                Err(failure) if failure.blame() == Blame::Value => {}
-                Err(failure) => {
-                    let error = StoreError::from(failure);
-                    let all = chosen.iter().map(|_| Some(Err(error.clone()))).collect();
-                    set(&mut results, &sound, all);
-                }
-            }
+        let mut accounts = by_account(batches, &results);
+        if accounts.len() > 1 {
+            let places: Vec<usize> = accounts.values().flatten().copied().collect();
+            let answers = self.together(&pick(batches, &places)).await;
+            set(&mut results, &places, answers);
+            accounts = by_account(batches, &results);
         }
-        let mut finished = Vec::with_capacity(batches.len());
-        let mut stuck: BTreeMap<&AccountId, StoreError> = BTreeMap::new();
-        for (batch, result) in batches.iter().zip(results) {
-            let result = match (result, stuck.get(&batch.account)) {
-                (Some(result), _) => result,
-                // What comes behind a batch of unknown outcome has one too: it must not be judged a gap.
-                (None, Some(error)) => Err(error.clone()),
-                (None, None) => self.alone(batch).await,
+        for places in accounts.values() {
+            let answers = self.account(&pick(batches, places)).await;
+            set(
+                &mut results,
+                places,
+                answers.into_iter().map(Some).collect(),
+            );
+        }
+        let lost = || StoreError::Unavailable("an outcome has been lost".to_owned());
+        results
+            .into_iter()
+            .map(|result| result.unwrap_or_else(|| Err(lost())))
+            .collect()
+    }
+
+    /// Several accounts in one transaction. `None` for those to be done alone: their fence is locked or missing, or one
+    /// of them has a value that the tables do not take, and it is not known which.
+    async fn together(&self, batches: &[&Batch]) -> Vec<Option<Result<Outcome, StoreError>>> {
+        match self.transact(batches, LockedFences::Skip).await {
+            Ok(outcomes) => outcomes
+                .into_iter()
+                .map(|outcome| outcome.map(Ok))
+                .collect(),
+            Err(failure) if failure.blame() == Blame::Value => vec![None; batches.len()],
+            Err(failure) => vec![Some(Err(failure.into())); batches.len()],
+        }
+    }
+
+    /// Batches of one account, in one transaction if possible.
+    async fn account(&self, batches: &[&Batch]) -> Vec<Result<Outcome, StoreError>> {
+        match self.transact(batches, LockedFences::Wait).await {
+            Err(failure) if failure.blame() == Blame::Value => {}
+            other => return spread(other, batches.len()),
+        }
+        let mut results: Vec<Result<Outcome, StoreError>> = Vec::with_capacity(batches.len());
+        for batch in batches {
+            // What comes behind a batch of unknown outcome has one too: it must not be judged a gap.
+            if let Some(Err(error)) = results.last() {
+                results.push(Err(error.clone()));
+                continue;
+            }
+            let result = match self.transact(&[*batch], LockedFences::Wait).await {
+                Err(failure) if failure.blame() == Blame::Value => Ok(vec![Some(
+                    Outcome::Rejected(StoreError::from(failure).to_string()),
+                )]),
+                other => other,
             };
-            if let Err(error) = &result {
-                stuck.insert(&batch.account, error.clone());
-            }
-            finished.push(result);
+            results.extend(spread(result, 1));
         }
-        finished
+        results
     }
 
-    /// All batches in one transaction. `None` for those whose fence was locked or missing.
-    async fn together(&self, batches: &[&Batch]) -> Result<Vec<Option<Outcome>>, Failure> {
-        within(self.deadline, transact(&self.pool, batches, LockedFences::Skip)).await
+    async fn transact(
+        &self,
+        batches: &[&Batch],
+        locked: LockedFences,
+    ) -> Result<Vec<Option<Outcome>>, Failure> {
+        within(self.deadline, transact(&self.pool, batches, locked)).await
     }
+}
 
-    async fn alone(&self, batch: &Batch) -> Result<Outcome, StoreError> {
-        let work = transact(&self.pool, std::slice::from_ref(&batch), LockedFences::Wait);
-        match within(self.deadline, work).await {
-            Ok(mut outcomes) => Ok(outcomes
-                .pop()
-                .flatten()
-                .unwrap_or_else(|| Outcome::Rejected("no such account".to_owned()))),
-            Err(Failure::Sql(error)) if Failure::blame_of(&error) == Blame::Value => {
-                Ok(Outcome::Rejected(explain(&error).to_string()))
-            }
-            Err(failure) => Err(failure.into()),
+/// The places of the batches that have no result yet.
+fn by_account<'a, T>(
+    batches: &[&'a Batch],
+    results: &[Option<T>],
+) -> BTreeMap<&'a AccountId, Vec<usize>> {
+    let mut accounts: BTreeMap<&AccountId, Vec<usize>> = BTreeMap::new();
+    for (place, (batch, result)) in batches.iter().zip(results).enumerate() {
+        if result.is_none() {
+            accounts.entry(&batch.account).or_default().push(place);
         }
+    }
+    accounts
+}
+
+fn pick<'a>(batches: &[&'a Batch], places: &[usize]) -> Vec<&'a Batch> {
+    places
+        .iter()
+        .filter_map(|&place| batches.get(place).copied())
+        .collect()
+}
+
+/// A fence that was waited for and not found is none: there is no such account.
+fn spread(
+    outcomes: Result<Vec<Option<Outcome>>, Failure>,
+    count: usize,
+) -> Vec<Result<Outcome, StoreError>> {
+    let none = || Outcome::Rejected("no such account".to_owned());
+    match outcomes {
+        Ok(outcomes) => outcomes
+            .into_iter()
+            .map(|outcome| Ok(outcome.unwrap_or_else(none)))
+            .collect(),
+        Err(failure) => vec![Err(failure.into()); count],
     }
 }
 
@@ -183,7 +229,9 @@ pub(crate) async fn within<T>(
 ) -> Result<T, Failure> {
     match timeout(deadline, work).await {
         Ok(result) => result,
-        Err(_) => Err(StoreError::Unavailable("the database did not answer in time".to_owned()).into()),
+        Err(_) => {
+            Err(StoreError::Unavailable("the database did not answer in time".to_owned()).into())
+        }
     }
 }
 
@@ -230,7 +278,10 @@ async fn transact(
     locked: LockedFences,
 ) -> Result<Vec<Option<Outcome>>, Failure> {
     let tenants = batches.iter().map(|batch| &batch.account.business);
-    let mut transaction = pool.begin(Mode::Write, tenants).await.map_err(begin_failed)?;
+    let mut transaction = pool
+        .begin(Mode::Write, tenants)
+        .await
+        .map_err(begin_failed)?;
     match apply(&mut transaction, batches, locked).await {
         Ok(outcomes) => {
             transaction.commit().await?;
@@ -255,17 +306,13 @@ async fn apply(
     batches: &[&Batch],
     locked: LockedFences,
 ) -> Result<Vec<Option<Outcome>>, Failure> {
-    let mut accounts: BTreeMap<&AccountId, Vec<usize>> = BTreeMap::new();
-    for (n, batch) in batches.iter().enumerate() {
-        accounts.entry(&batch.account).or_default().push(n);
-    }
-    let accounts: Vec<Account<'_>> = accounts
+    let mut outcomes: Vec<Option<Outcome>> = vec![None; batches.len()];
+    let accounts: Vec<Account<'_>> = by_account(batches, &outcomes)
         .into_iter()
         .map(|(id, places)| Account::new(id, places, batches))
         .collect();
     let fences = move_fences(transaction, &accounts, locked).await?;
 
-    let mut outcomes: Vec<Option<Outcome>> = vec![None; batches.len()];
     let mut rows = Rows::default();
     let mut corrections = Vec::new();
     for (account, fence) in accounts.iter().zip(&fences) {
@@ -275,7 +322,11 @@ async fn apply(
             let outcome = judge(batch, fence.epoch, &mut applied, || rows.add(batch));
             set(&mut outcomes, &[place], vec![Some(outcome)]);
         }
-        let moved_to = if fence.moved { account.last } else { fence.applied };
+        let moved_to = if fence.moved {
+            account.last
+        } else {
+            fence.applied
+        };
         if applied != moved_to {
             corrections.push((account.id, fence.epoch, moved_to, applied));
         }
@@ -400,7 +451,8 @@ async fn move_fences(
     let mut fences: Vec<Option<Fence>> = accounts.iter().map(|_| None).collect();
     for row in found {
         if row.try_get(4)? {
-            let why = "synchronous_commit has been switched off: a commit would not survive a power cut";
+            let why =
+                "synchronous_commit has been switched off: a commit would not survive a power cut";
             return Err(StoreError::Refused(why.to_owned()).into());
         }
         let n = usize::try_from(row.try_get::<i64, _>(0)?).unwrap_or(0);
@@ -455,7 +507,9 @@ async fn correct_fences(
 
 /// What a transaction writes: the last word on each key.
 #[derive(Default)]
-struct Rows<'a>(BTreeMap<Table, BTreeMap<(&'a AccountId, &'a Key), (Option<&'a Record>, UnixMillis)>>);
+struct Rows<'a>(
+    BTreeMap<Table, BTreeMap<(&'a AccountId, &'a Key), (Option<&'a Record>, UnixMillis)>>,
+);
 
 impl<'a> Rows<'a> {
     fn add(&mut self, batch: &'a Batch) {

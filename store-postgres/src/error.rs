@@ -45,15 +45,11 @@ impl Failure {
     pub(crate) fn blame(&self) -> Blame {
         match self {
             Self::Answer(_) => Blame::All,
-            Self::Sql(error) => Self::blame_of(error),
-        }
-    }
-
-    pub(crate) fn blame_of(error: &sqlx::Error) -> Blame {
-        match (class(error), state(error)) {
-            ("22" | "23" | "54", _) => Blame::Value,
-            (_, "XX001" | "XX002") => Blame::Damage,
-            _ => Blame::All,
+            Self::Sql(error) => match (class(error), state(error)) {
+                ("22" | "23" | "54", _) => Blame::Value,
+                (_, "XX001" | "XX002") => Blame::Damage,
+                _ => Blame::All,
+            },
         }
     }
 
@@ -98,7 +94,9 @@ pub(crate) fn explain(error: &sqlx::Error) -> StoreError {
         (_, "53300") => unavailable("the server has no connection left"),
         (_, "55P03") => unavailable("another process keeps a row of the account locked"),
         (_, "57014") => unavailable("the statement took too long"),
-        (_, "25006") => unavailable("the server has become read-only: a standby has taken over, or will"),
+        (_, "25006") => {
+            unavailable("the server has become read-only: a standby has taken over, or will")
+        }
         (_, "XX001" | "XX002") => refused("the database is damaged: restore a backup"),
         ("08" | "25" | "40" | "53" | "55" | "57" | "58", _) => StoreError::Unavailable(said()),
         _ => StoreError::Refused(said()),

@@ -41,7 +41,10 @@ const LOCK: i64 = 0x62_61_74_6f_6e;
 
 /// A role name that needs no quotes.
 pub(crate) fn check_role_name(name: &str) -> Result<(), OpenError> {
-    let first = name.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b == b'_');
+    let first = name
+        .bytes()
+        .next()
+        .is_some_and(|b| b.is_ascii_lowercase() || b == b'_');
     let rest = name
         .bytes()
         .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
@@ -67,34 +70,43 @@ pub(crate) async fn found(
     .fetch_one(transaction.sql())
     .await
     .map_err(sql)?;
-    let (exists, readable): (bool, bool) = (
-        row.try_get(0).map_err(sql)?,
-        row.try_get(1).map_err(sql)?,
-    );
+    let (exists, readable): (bool, bool) =
+        (row.try_get(0).map_err(sql)?, row.try_get(1).map_err(sql)?);
     if !exists {
         return Ok(0);
     }
     if !readable {
         // A login without rights of its own has those of the role.
-        let role = options.role.clone().unwrap_or_else(|| pool.login());
+        let Some(role) = &options.role else {
+            return Err(OpenError::Rights(pool.login()));
+        };
         let set = format!("SET LOCAL ROLE {role}");
         transaction
             .sql()
             .execute(sqlx::raw_sql(AssertSqlSafe(set)))
             .await
-            .map_err(|_| OpenError::Rights(role))?;
+            .map_err(|_| OpenError::NoRole {
+                role: role.clone(),
+                login: pool.login(),
+            })?;
     }
-    let rows = sqlx::query("SELECT version, checksum, compatible_from FROM baton_schema_migrations ORDER BY version")
-        .fetch_all(transaction.sql())
-        .await
-        .map_err(sql)?;
+    let rows = sqlx::query(
+        "SELECT version, checksum, compatible_from FROM baton_schema_migrations ORDER BY version",
+    )
+    .fetch_all(transaction.sql())
+    .await
+    .map_err(sql)?;
     let mut found = Vec::with_capacity(rows.len());
     for row in rows {
         let number = |column: usize| {
             let n: i32 = row.try_get(column).map_err(sql)?;
             Ok::<_, OpenError>(u32::try_from(n).unwrap_or(0))
         };
-        found.push((number(0)?, row.try_get::<String, _>(1).map_err(sql)?, number(2)?));
+        found.push((
+            number(0)?,
+            row.try_get::<String, _>(1).map_err(sql)?,
+            number(2)?,
+        ));
     }
     judge(&found)
 }
@@ -215,7 +227,11 @@ async fn give_rights(
         .await
         .map_err(denied)?;
     // From version 16 on, being a member and being allowed to act as the role are two things.
-    let right = if server_version >= 160_000 { "SET" } else { "MEMBER" };
+    let right = if server_version >= 160_000 {
+        "SET"
+    } else {
+        "MEMBER"
+    };
     let row = sqlx::query("SELECT pg_has_role(current_user, $1, $2)")
         .bind(role.to_owned())
         .bind(right)
@@ -297,7 +313,9 @@ mod tests {
         let ours: Vec<_> = MIGRATIONS
             .iter()
             .zip(1_u32..)
-            .map(|(migration, version)| (version, checksum(migration.sql), migration.compatible_from))
+            .map(|(migration, version)| {
+                (version, checksum(migration.sql), migration.compatible_from)
+            })
             .collect();
         let with = |next: (u32, String, u32)| {
             let mut found = ours.clone();

@@ -20,7 +20,9 @@ pub enum OpenError {
     #[error("the database URL is not usable: {0}")]
     Url(String),
     /// A name in the options that is none.
-    #[error("`{0}` is no name for a role: it has to be 1 to 63 of a-z 0-9 _, not beginning with a digit")]
+    #[error(
+        "`{0}` is no name for a role: it has to be 1 to 63 of a-z 0-9 _, not beginning with a digit"
+    )]
     RoleName(String),
     /// Nobody answers, or only servers that cannot write do.
     #[error("no database to write to at {place}: {why}")]
@@ -48,10 +50,14 @@ pub enum OpenError {
     #[error("the database has the encoding {0}: create it with UTF8")]
     Encoding(String),
     /// A commit would return before it is on disk.
-    #[error("synchronous_commit is off for this database or role: a commit would not survive a power cut")]
+    #[error(
+        "synchronous_commit is off for this database or role: a commit would not survive a power cut"
+    )]
     NotDurable,
     /// The tables are missing or old, and the options say to leave them alone.
-    #[error("the database has schema version {found}, this program needs {known}: migrate it first")]
+    #[error(
+        "the database has schema version {found}, this program needs {known}: migrate it first"
+    )]
     Behind {
         /// The last migration in the database, 0 if none.
         found: u32,
@@ -59,7 +65,9 @@ pub enum OpenError {
         known: u32,
     },
     /// Written by a later version of this program that has left this one behind.
-    #[error("the database has schema version {found}, this program knows {known}: use the newer program")]
+    #[error(
+        "the database has schema version {found}, this program knows {known}: use the newer program"
+    )]
     Newer {
         /// The last migration in the database.
         found: u32,
@@ -70,7 +78,9 @@ pub enum OpenError {
     #[error("the database was made by migration {0} of another program: its checksum differs")]
     Changed(u32),
     /// The role that the store works as does not exist, and this login may not create it.
-    #[error("there is no role {role} that {login} may act as: run CREATE ROLE {role} NOLOGIN; GRANT {role} TO {login}")]
+    #[error(
+        "there is no role {role} that {login} may act as: run CREATE ROLE {role} NOLOGIN; GRANT {role} TO {login}"
+    )]
     NoRole {
         /// The role.
         role: String,
@@ -78,13 +88,17 @@ pub enum OpenError {
         login: String,
     },
     /// The role that the store works as could see other tenants' rows.
-    #[error("the role {0} is a superuser or bypasses row-level security: tenants would not be kept apart")]
+    #[error(
+        "the role {0} is a superuser or bypasses row-level security: tenants would not be kept apart"
+    )]
     Bypasses(String),
     /// The role that the store works as could change the tables.
     #[error("the role {0} owns tables of the store: let another role own them")]
     Owns(String),
     /// The role that the store works as lacks rights.
-    #[error("the role {0} lacks rights on tables of the store: migrate once with the owner's login")]
+    #[error(
+        "the role {0} lacks rights on tables of the store: migrate once with the owner's login"
+    )]
     Rights(String),
     /// Anything else.
     #[error("cannot open the database at {place}: {why}")]
@@ -148,7 +162,9 @@ pub(crate) async fn prepare(pool: &Arc<Pool>, options: &Options) -> Result<Serve
 
     let probe = async {
         let mut transaction = pool.begin(Mode::Read, []).await?;
-        let floor = sqlx::query(migrate::TIMELINE).fetch_one(transaction.sql()).await;
+        let floor = sqlx::query(migrate::TIMELINE)
+            .fetch_one(transaction.sql())
+            .await;
         transaction.roll_back().await;
         floor
     };
@@ -245,4 +261,3 @@ async fn check_role(pool: &Arc<Pool>, options: &Options) -> Result<(), OpenError
     }
     Ok(())
 }
-

@@ -296,10 +296,17 @@ fn parse(url: &str) -> Result<Vec<PgConnectOptions>, OpenError> {
     hosts
         .split(',')
         .map(|host| {
+            // A URL with a user and no host is none for the parser, but is what goes with `?host=/directory`.
+            let host = if host.is_empty() && !user.is_empty() {
+                "localhost"
+            } else {
+                host
+            };
             let url = format!("{scheme}://{user}{host}{path}{query}");
             // The message of sqlx may quote the URL, and with it a password.
-            PgConnectOptions::from_str(&url)
-                .map_err(|_| bad("it is not of the form postgres://user:password@host:port/database"))
+            PgConnectOptions::from_str(&url).map_err(|_| {
+                bad("it is not of the form postgres://user:password@host:port/database")
+            })
         })
         .collect()
 }
@@ -310,9 +317,7 @@ fn configure(server: PgConnectOptions, options: &Options) -> PgConnectOptions {
         .disable_statement_logging();
     if options.pooler {
         // A pooler refuses settings that it does not know, and hands the next transaction another connection.
-        return server
-            .extra_float_digits(None)
-            .statement_cache_capacity(0);
+        return server.extra_float_digits(None).statement_cache_capacity(0);
     }
     server
         .statement_cache_capacity(256)
@@ -372,10 +377,10 @@ mod tests {
                 ("u", Some("db"))
             );
         }
-        assert_eq!(
-            places("postgres:///db?host=/var/run/pg&port=7"),
-            ["/var/run/pg:7"]
-        );
+        for user in ["", "u@", "u:p@"] {
+            let url = format!("postgres://{user}/db?host=/var/run/pg&port=7");
+            assert_eq!(places(&url), ["/var/run/pg:7"]);
+        }
     }
 
     #[test]

@@ -277,7 +277,11 @@ fn make(table: Table) -> Statements {
     let names: Vec<&str> = columns.iter().map(|column| column.0).collect();
     let key = names.join(", ");
     // `$n::type[], …` for the columns of a key.
-    let arrays = |from: usize| join(columns, from, ", ", |_, kind, n| format!("${n}::{}[]", sql_type(kind)));
+    let arrays = |from: usize| {
+        join(columns, from, ", ", |_, kind, n| {
+            format!("${n}::{}[]", sql_type(kind))
+        })
+    };
     let same = |left: &str, right: &str| {
         let equal = |name: &&str| format!(" AND {left}.{name} = {right}.{name}");
         names.iter().map(equal).collect::<String>()
@@ -291,12 +295,26 @@ fn make(table: Table) -> Statements {
             .chain((!content.is_empty()).then(|| content.to_owned()))
             .collect();
         // A table without key columns still has to select something.
-        let selected = if selected.is_empty() { "1".to_owned() } else { selected.join(", ") };
+        let selected = if selected.is_empty() {
+            "1".to_owned()
+        } else {
+            selected.join(", ")
+        };
         let order = match columns {
             [] => String::new(),
-            _ => format!(" ORDER BY {}", join(columns, 0, ", ", |name, kind, _| ordered(kind, &format!("t.{name}")))),
+            _ => format!(
+                " ORDER BY {}",
+                join(columns, 0, ", ", |name, kind, _| ordered(
+                    kind,
+                    &format!("t.{name}")
+                ))
+            ),
         };
-        let filter = if table == Table::Device { " AND t.record IS NOT NULL" } else { "" };
+        let filter = if table == Table::Device {
+            " AND t.record IS NOT NULL"
+        } else {
+            ""
+        };
         format!("SELECT {selected} FROM {name} t WHERE {mine}{filter}{and}{order} LIMIT $3")
     };
     let after = match columns {
@@ -306,8 +324,14 @@ fn make(table: Table) -> Statements {
         [(first, kind), ..] => format!(
             " AND t.{first} >= $4::{} AND ({}) > ({})",
             sql_type(*kind),
-            join(columns, 0, ", ", |name, kind, _| ordered(kind, &format!("t.{name}"))),
-            join(columns, 4, ", ", |_, kind, n| ordered(kind, &format!("${n}::{}", sql_type(kind)))),
+            join(columns, 0, ", ", |name, kind, _| ordered(
+                kind,
+                &format!("t.{name}")
+            )),
+            join(columns, 4, ", ", |_, kind, n| ordered(
+                kind,
+                &format!("${n}::{}", sql_type(kind))
+            )),
         ),
     };
     let (get, put, delete) = match (table, columns) {
@@ -378,7 +402,9 @@ fn join(
     write: impl Fn(&str, Kind, usize) -> String,
 ) -> String {
     let parts = columns.iter().zip(from..);
-    let parts: Vec<_> = parts.map(|((name, kind), n)| write(name, *kind, n)).collect();
+    let parts: Vec<_> = parts
+        .map(|((name, kind), n)| write(name, *kind, n))
+        .collect();
     parts.join(separator)
 }
 
@@ -408,7 +434,10 @@ fn read_jid(row: &PgRow, at: usize) -> Option<Jid> {
     let server: Server = row.try_get::<&str, _>(at + 1).ok()?.parse().ok()?;
     let jid = Jid::new(row.try_get(at).ok()?, server).ok()?;
     let small = |at: usize| u16::try_from(row.try_get::<i32, _>(at).ok()?).ok();
-    Some(jid.with_device(small(at + 2)?).with_integrator(small(at + 3)?))
+    Some(
+        jid.with_device(small(at + 2)?)
+            .with_integrator(small(at + 3)?),
+    )
 }
 
 fn read_text(row: &PgRow, at: usize) -> Option<MessageId> {

@@ -218,8 +218,12 @@ impl Store for PgStore {
         batches: Vec<Batch>,
     ) -> impl Future<Output = Result<Vec<Outcome>, StoreError>> + Send {
         let count = batches.len();
-        let mut lanes: Vec<(Vec<usize>, Vec<Batch>)> =
-            self.inner.lanes.iter().map(|_| Default::default()).collect();
+        let mut lanes: Vec<(Vec<usize>, Vec<Batch>)> = self
+            .inner
+            .lanes
+            .iter()
+            .map(|_| Default::default())
+            .collect();
         for (place, batch) in batches.into_iter().enumerate() {
             let lane = self.lane(&batch.account);
             if let Some((places, batches)) = lanes.get_mut(lane) {

@@ -1,0 +1,113 @@
+//! The whole suite through PgBouncer in transaction mode, with fewer connections to the server than the store has.
+
+use crate::cluster::{Cluster, RUNTIME, options, run, skipped, unprivileged};
+use baton_core::state::{Micros, conformance::Harness};
+use baton_store_postgres::{Options, PgStore};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// A cluster of its own, with the pooler in front.
+static POOLER: LazyLock<Option<(Cluster, PathBuf)>> = LazyLock::new(|| {
+    let Some(program) = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"]
+        .map(Path::new)
+        .into_iter()
+        .find(|path| path.is_file())
+    else {
+        skipped("PgBouncer");
+        return None;
+    };
+    let cluster = Cluster::start(&[])?;
+    cluster.sql("postgres", "CREATE DATABASE template_with_schema");
+    let template = cluster.url("template_with_schema");
+    drop(
+        RUNTIME
+            .block_on(PgStore::connect(&template, Options::default()))
+            .unwrap(),
+    );
+    let directory = cluster.directory.join("pooler");
+    fs::create_dir(&directory).unwrap();
+    let server = cluster.directory.display();
+    let here = directory.display();
+    let settings = format!(
+        "[databases]\n* = host={server}\n[pgbouncer]\nunix_socket_dir = {here}\nlisten_port = 6432\n\
+         pool_mode = transaction\ndefault_pool_size = 2\nmax_client_conn = 500\nserver_reset_query_always = 0\n\
+         auth_type = trust\nauth_file = {here}/users\npidfile = {server}/pgbouncer.pid\nlogfile = {here}/log\n"
+    );
+    fs::write(directory.join("settings"), settings).unwrap();
+    fs::write(directory.join("users"), "\"postgres\" \"\"\n").unwrap();
+    let owner = cluster.data();
+    run(Command::new("chown")
+        .arg("-R")
+        .arg(format!("--reference={}", owner.display()))
+        .arg(&directory));
+    unprivileged(program)
+        .arg(directory.join("settings"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let started = Instant::now();
+    while !directory.join(".s.PGSQL.6432").exists() {
+        assert!(started.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Some((cluster, directory))
+});
+
+struct Pooled {
+    directory: &'static Path,
+    database: String,
+}
+
+impl Pooled {
+    fn new() -> Option<Self> {
+        static DATABASES: AtomicU32 = AtomicU32::new(0);
+        let (cluster, directory) = POOLER.as_ref()?;
+        let database = format!("p{}", DATABASES.fetch_add(1, Ordering::SeqCst));
+        let create = format!("CREATE DATABASE {database} TEMPLATE template_with_schema");
+        let started = Instant::now();
+        while let Err(error) = cluster.try_sql("postgres", "postgres", &create) {
+            assert!(started.elapsed() < Duration::from_secs(60), "{error}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Some(Self {
+            directory,
+            database,
+        })
+    }
+}
+
+impl Harness for Pooled {
+    type Store = PgStore;
+
+    fn open(&self) -> PgStore {
+        let url = format!(
+            "postgres:///{}?user=postgres&host={}&port=6432",
+            self.database,
+            self.directory.display()
+        );
+        let options = Options {
+            pooler: true,
+            ..options()
+        };
+        RUNTIME.block_on(PgStore::connect(&url, options)).unwrap()
+    }
+
+    fn advance(&self, by: Micros) {
+        std::thread::sleep(Duration::from_micros(by.0));
+    }
+}
+
+baton_core::store_conformance!(match Pooled::new() {
+    Some(pooled) => pooled,
+    None => return,
+});

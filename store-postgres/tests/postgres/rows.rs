@@ -1,0 +1,131 @@
+//! Rows by hand: the SQL that finds the row of a key, and batches to write.
+
+use baton_core::{
+    jid::Jid,
+    state::{
+        AccountId, Batch, BusinessId, Claim, Epoch, EventSeq, Incarnation, Key, Micros, Outcome,
+        Record, Row, Seq, Store, StoreError, UnixMillis, conformance::block_on,
+    },
+};
+use baton_store_postgres::PgStore;
+
+pub(crate) const HOUR: Micros = Micros::from_secs(3600);
+
+/// ` AND column = value` for every column of the key.
+pub(crate) fn condition(key: &Key) -> String {
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    let bytes = |bytes: &[u8]| {
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("'\\x{hex}'")
+    };
+    let jid = |name: &str, jid: &Jid| {
+        format!(
+            " AND {name}_user = {} AND {name}_server = {} AND {name}_device = {} AND {name}_integrator = {}",
+            quoted(jid.user()),
+            quoted(jid.server().as_str()),
+            jid.device(),
+            jid.integrator()
+        )
+    };
+    match key {
+        Key::Device | Key::Counters => String::new(),
+        Key::Identity(peer)
+        | Key::Session(peer)
+        | Key::Contact(peer)
+        | Key::RedactedPhone(peer)
+        | Key::PrivacyToken(peer)
+        | Key::DeviceList(peer) => jid("peer", peer),
+        Key::ChatSettings(chat) => jid("chat", chat),
+        Key::PreKey(id) => format!(" AND pre_key_id = {id}"),
+        Key::SenderKey { group, sender } => jid("group", group) + &jid("sender", sender),
+        Key::AppStateSyncKey(id) => format!(" AND key_id = {}", bytes(id)),
+        Key::AppStateVersion(name) => format!(" AND collection = {}", quoted(name)),
+        Key::AppStateMutationMac {
+            collection,
+            index_mac,
+        } => format!(
+            " AND collection = {} AND index_mac = {}",
+            quoted(collection),
+            bytes(index_mac)
+        ),
+        Key::MessageSecret { chat, sender, id } => {
+            jid("chat", chat)
+                + &jid("sender", sender)
+                + &format!(" AND message_id = {}", quoted(id))
+        }
+        Key::LidMap(user) => format!(" AND user_part = {}", quoted(user)),
+        Key::Inbox(seq) => format!(" AND seq = {}", seq.0),
+        Key::Seen(hash) => format!(" AND hash = {}", bytes(hash)),
+        Key::Outbox(id) | Key::Sent(id) | Key::Mailbox(id) => {
+            format!(" AND message_id = {}", quoted(id))
+        }
+    }
+}
+
+pub(crate) fn business(name: &str) -> BusinessId {
+    BusinessId::new(name).unwrap()
+}
+
+pub(crate) fn record(text: impl AsRef<str>) -> Record {
+    Record(bytes::Bytes::copy_from_slice(text.as_ref().as_bytes()))
+}
+
+/// The holder of an account, counting its batches.
+#[derive(Clone)]
+pub(crate) struct Owner {
+    pub(crate) store: PgStore,
+    pub(crate) id: AccountId,
+    pub(crate) epoch: Epoch,
+    pub(crate) seq: Seq,
+}
+
+impl Owner {
+    pub(crate) fn create(store: &PgStore, tenant: &str, name: &str) -> Self {
+        let id = block_on(store.create_account(&business(tenant), name)).unwrap();
+        Self::claim(store, &id, Incarnation(1), HOUR)
+    }
+
+    pub(crate) fn claim(store: &PgStore, id: &AccountId, who: Incarnation, ttl: Micros) -> Self {
+        match block_on(store.claim(id, who, ttl)).unwrap() {
+            Claim::Granted(lease) => Self {
+                store: store.clone(),
+                id: id.clone(),
+                epoch: lease.epoch,
+                seq: lease.applied,
+            },
+            Claim::Held { by, .. } => panic!("{id} is held by {by:?}"),
+        }
+    }
+
+    /// The next batch: an event of that number with `content`, and some other rows.
+    pub(crate) fn batch(&mut self, content: &str) -> Batch {
+        self.seq = self.seq.next();
+        let n = self.seq.0;
+        Batch {
+            account: self.id.clone(),
+            epoch: self.epoch,
+            seq: self.seq,
+            at: UnixMillis(1_700_000_000_000),
+            rows: [
+                (Key::Inbox(EventSeq(n)), Some(record(content))),
+                (Key::Counters, Some(record(n.to_string()))),
+                (
+                    Key::PreKey((n % 50 + 1) as u32),
+                    (n % 3 > 0).then(|| record("key")),
+                ),
+            ]
+            .into(),
+        }
+    }
+
+    pub(crate) fn commit(&mut self, content: &str) -> Result<Outcome, StoreError> {
+        let batch = self.batch(content);
+        block_on(self.store.commit(vec![batch])).map(|mut outcomes| outcomes.remove(0))
+    }
+
+    pub(crate) fn event(&self, n: u64) -> Row {
+        block_on(self.store.load(&self.id, vec![Key::Inbox(EventSeq(n))]))
+            .unwrap()
+            .remove(0)
+    }
+}
