@@ -5,7 +5,7 @@ use crate::{
     error::{Blame, Failure},
     migrate,
     open::Server,
-    pool::{Mode, Pool, Transaction},
+    pool::{Mode, Pool, Run as _, Transaction},
     schema::{Keys, account_query, bind_key, number, read_key, statements, width},
 };
 use baton_core::state::{
@@ -81,7 +81,7 @@ async fn load_rows(
             columns.push(key);
         }
         let query = columns.bind(account_query(&statements(table).get, account));
-        for row in query.fetch_all(transaction.sql()).await? {
+        for row in query.all(transaction).await? {
             let content = read(&row, 1)?;
             let n = usize::try_from(row.try_get::<i64, _>(0)?).unwrap_or(0);
             // The only row of a table without key columns answers whoever asked.
@@ -164,7 +164,7 @@ async fn scan_rows(
         query = bind_key(query, after);
     }
     let mut found = Vec::new();
-    for row in query.fetch_all(transaction.sql()).await? {
+    for row in query.all(transaction).await? {
         let Some(key) = read_key(scan.table, &row) else {
             let why = format!(
                 "table {} has a row whose key cannot be read",
@@ -200,7 +200,7 @@ pub(crate) async fn create_account(
         let tenant = business.as_str();
         sqlx::query("INSERT INTO baton_tenant (business_id) VALUES ($1) ON CONFLICT DO NOTHING")
             .bind(tenant)
-            .execute(transaction.sql())
+            .run(&mut transaction)
             .await?;
         let row = sqlx::query(
             "INSERT INTO baton_device (business_id, name) VALUES ($1, $2) \
@@ -208,7 +208,7 @@ pub(crate) async fn create_account(
         )
         .bind(tenant)
         .bind(name)
-        .fetch_optional(transaction.sql())
+        .optional(&mut transaction)
         .await?;
         let Some(row) = row else {
             return Err(StoreError::Exists.into());
@@ -217,7 +217,7 @@ pub(crate) async fn create_account(
         sqlx::query("INSERT INTO baton_fence (business_id, device_id) VALUES ($1, $2)")
             .bind(tenant)
             .bind(device)
-            .execute(transaction.sql())
+            .run(&mut transaction)
             .await?;
         Ok(AccountId {
             business: business.clone(),
@@ -273,7 +273,7 @@ async fn accounts_together(
     let work = async {
         let rows = sqlx::query(sql)
             .bind(business.as_str())
-            .fetch_all(transaction.sql())
+            .all(&mut transaction)
             .await?;
         let mut accounts = Vec::with_capacity(rows.len());
         for row in rows {
@@ -317,7 +317,7 @@ async fn claim_fence(
 ) -> Result<Claim, Failure> {
     let floor: i64 = if server.timeline {
         sqlx::query(migrate::TIMELINE)
-            .fetch_one(transaction.sql())
+            .one(transaction)
             .await?
             .try_get(0)?
     } else {
@@ -335,7 +335,7 @@ async fn claim_fence(
     .bind(holder(who))
     .bind(number(ttl.0))
     .bind(floor)
-    .fetch_optional(transaction.sql())
+    .optional(transaction)
     .await?;
     if let Some(row) = granted {
         return Ok(Claim::Granted(Lease {
@@ -353,7 +353,7 @@ async fn claim_fence(
          RETURNING holder, greatest(0, extract(epoch FROM expires_at - clock_timestamp()) * 1000000)::bigint",
         account,
     )
-    .fetch_optional(transaction.sql())
+    .optional(transaction)
     .await?;
     let Some(row) = held else {
         fence(transaction, account).await?;
@@ -437,7 +437,7 @@ async fn renew_group(
     .bind(epochs)
     .bind(holder(who))
     .bind(number(ttl.0))
-    .fetch_all(transaction.sql())
+    .all(transaction)
     .await?;
     let mut renewals = Vec::with_capacity(rows.len());
     for row in rows {
@@ -470,9 +470,9 @@ pub(crate) async fn release(
         )
         .bind(holder(who))
         .bind(number(epoch.0))
-        .execute(transaction.sql())
+        .run(&mut transaction)
         .await?;
-        if released.rows_affected() == 0 {
+        if released == 0 {
             fence(&mut transaction, account).await?;
         }
         Ok(())
@@ -500,10 +500,10 @@ pub(crate) async fn enqueue(
     .bind(id.as_str())
     .bind(&request.0[..])
     .bind(at.0)
-    .execute(transaction.sql())
+    .run(&mut transaction)
     .await;
     let result = match inserted.map_err(Failure::from) {
-        Ok(inserted) => Ok(inserted.rows_affected() > 0),
+        Ok(inserted) => Ok(inserted > 0),
         Err(failure) if failure.is_foreign_key() || !rules::possible_account(account) => {
             Err(StoreError::NoAccount.into())
         }
@@ -526,9 +526,8 @@ pub(crate) async fn retain(
         let deleted = account_query(&statements(table).retain, account)
             .bind(before.0)
             .bind(i64::from(limit))
-            .execute(transaction.sql())
-            .await?
-            .rows_affected();
+            .run(&mut transaction)
+            .await?;
         if deleted == 0 {
             fence(&mut transaction, account).await?;
         }
@@ -544,7 +543,7 @@ async fn fence(transaction: &mut Transaction, account: &AccountId) -> Result<(),
         "SELECT 1 FROM baton_fence WHERE business_id = $1 AND device_id = $2",
         account,
     )
-    .fetch_optional(transaction.sql())
+    .optional(transaction)
     .await?;
     row.map(|_| ()).ok_or_else(|| StoreError::NoAccount.into())
 }

@@ -10,7 +10,7 @@
 
 use crate::{
     error::{Blame, Failure, explain},
-    pool::{Mode, Pool, Transaction},
+    pool::{Mode, Pool, Run as _, Transaction},
     schema::{Keys, number, statements},
 };
 use baton_core::state::{
@@ -446,7 +446,7 @@ async fn move_fences(
         .bind(column(|account| number(account.epoch.0)))
         .bind(column(|account| number(account.first)))
         .bind(column(|account| number(account.last)))
-        .fetch_all(transaction.sql())
+        .all(transaction)
         .await?;
     let mut fences: Vec<Option<Fence>> = accounts.iter().map(|_| None).collect();
     for row in found {
@@ -495,9 +495,9 @@ async fn correct_fences(
     .bind(epochs)
     .bind(from)
     .bind(to)
-    .execute(transaction.sql())
+    .run(transaction)
     .await?;
-    if moved.rows_affected() == corrections.len() as u64 {
+    if moved == corrections.len() as u64 {
         Ok(())
     } else {
         // Cannot be: the fences are locked. Nothing is committed rather than something wrong.
@@ -590,7 +590,7 @@ impl<'a> Puts<'a> {
             .bind(self.devices)
             .bind(self.records)
             .bind(self.times);
-        self.keys.bind(query).execute(transaction.sql()).await?;
+        self.keys.bind(query).run(transaction).await?;
         Ok(())
     }
 }
@@ -625,7 +625,7 @@ impl<'a> Deletes<'a> {
         let query = sqlx::query(statements(self.table).delete.as_str())
             .bind(self.businesses)
             .bind(self.devices);
-        self.keys.bind(query).execute(transaction.sql()).await?;
+        self.keys.bind(query).run(transaction).await?;
         Ok(())
     }
 }

@@ -4,9 +4,9 @@ use crate::{
     Options,
     error::state,
     open::OpenError,
-    pool::{Pool, Transaction},
+    pool::{Pool, Run as _, Transaction},
 };
-use sqlx::{AssertSqlSafe, Executor as _, Row as _};
+use sqlx::Row as _;
 use std::sync::Arc;
 
 /// One step of the schema. The text never changes once released; the checksum in the database holds us to it.
@@ -67,7 +67,7 @@ pub(crate) async fn found(
         "SELECT m IS NOT NULL, coalesce(has_table_privilege(m, 'SELECT'), false) \
          FROM (SELECT to_regclass('baton_schema_migrations')::oid AS m) AS one",
     )
-    .fetch_one(transaction.sql())
+    .one(transaction)
     .await
     .map_err(sql)?;
     let (exists, readable): (bool, bool) =
@@ -81,19 +81,15 @@ pub(crate) async fn found(
             return Err(OpenError::Rights(pool.login()));
         };
         let set = format!("SET LOCAL ROLE {role}");
-        transaction
-            .sql()
-            .execute(sqlx::raw_sql(AssertSqlSafe(set)))
-            .await
-            .map_err(|_| OpenError::NoRole {
-                role: role.clone(),
-                login: pool.login(),
-            })?;
+        transaction.raw(set).await.map_err(|_| OpenError::NoRole {
+            role: role.clone(),
+            login: pool.login(),
+        })?;
     }
     let rows = sqlx::query(
         "SELECT version, checksum, compatible_from FROM baton_schema_migrations ORDER BY version",
     )
-    .fetch_all(transaction.sql())
+    .all(transaction)
     .await
     .map_err(sql)?;
     let mut found = Vec::with_capacity(rows.len());
@@ -162,7 +158,7 @@ async fn steps(
     let sql = |error: sqlx::Error| OpenError::from_sql(pool, &error);
     sqlx::query("SELECT pg_advisory_xact_lock($1)")
         .bind(LOCK)
-        .execute(transaction.sql())
+        .run(transaction)
         .await
         .map_err(sql)?;
     let done = found(pool, transaction, options).await?;
@@ -186,7 +182,7 @@ async fn steps(
         .bind(migration.name)
         .bind(checksum(migration.sql))
         .bind(i32::try_from(migration.compatible_from).unwrap_or(i32::MAX))
-        .execute(transaction.sql())
+        .run(transaction)
         .await
         .map_err(sql)?;
     }
@@ -221,11 +217,7 @@ async fn give_rights(
          EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
          END $$"
     );
-    transaction
-        .sql()
-        .execute(sqlx::raw_sql(AssertSqlSafe(create)))
-        .await
-        .map_err(denied)?;
+    transaction.raw(create).await.map_err(denied)?;
     // From version 16 on, being a member and being allowed to act as the role are two things.
     let right = if server_version >= 160_000 {
         "SET"
@@ -235,16 +227,12 @@ async fn give_rights(
     let row = sqlx::query("SELECT pg_has_role(current_user, $1, $2)")
         .bind(role.to_owned())
         .bind(right)
-        .fetch_one(transaction.sql())
+        .one(transaction)
         .await
         .map_err(sql)?;
     if !row.try_get::<bool, _>(0).map_err(sql)? {
         let grant = format!("GRANT {role} TO CURRENT_USER");
-        transaction
-            .sql()
-            .execute(sqlx::raw_sql(AssertSqlSafe(grant)))
-            .await
-            .map_err(denied)?;
+        transaction.raw(grant).await.map_err(denied)?;
     }
     let grants = format!(
         "DO $$ DECLARE ours record; BEGIN
@@ -263,10 +251,8 @@ async fn give_rights(
          END $$"
     );
     transaction
-        .sql()
-        .execute(sqlx::raw_sql(AssertSqlSafe(grants)))
+        .raw(grants)
         .await
-        .map(|_| ())
         .map_err(|error| match state(&error) {
             "42501" => OpenError::Rights(role.to_owned()),
             _ => sql(error),
@@ -279,10 +265,8 @@ async fn execute(
     text: String,
 ) -> Result<(), OpenError> {
     transaction
-        .sql()
-        .execute(sqlx::raw_sql(AssertSqlSafe(text)))
+        .raw(text)
         .await
-        .map(|_| ())
         .map_err(|error| OpenError::from_sql(pool, &error))
 }
 

@@ -4,9 +4,9 @@ use crate::{
     Options,
     error::{explain, state},
     migrate,
-    pool::{Mode, Pool, Transaction},
+    pool::{Mode, Pool, Run as _, Transaction},
 };
-use sqlx::{Executor as _, Row as _};
+use sqlx::Row as _;
 use std::sync::Arc;
 
 /// The oldest server that the store runs on.
@@ -162,9 +162,7 @@ pub(crate) async fn prepare(pool: &Arc<Pool>, options: &Options) -> Result<Serve
 
     let probe = async {
         let mut transaction = pool.begin(Mode::Read, []).await?;
-        let floor = sqlx::query(migrate::TIMELINE)
-            .fetch_one(transaction.sql())
-            .await;
+        let floor = sqlx::query(migrate::TIMELINE).one(&mut transaction).await;
         transaction.roll_back().await;
         floor
     };
@@ -184,7 +182,7 @@ async fn check_server(pool: &Pool, transaction: &mut Transaction) -> Result<i32,
         "SELECT current_setting('server_version_num')::int, current_setting('server_version'), \
          current_setting('server_encoding'), current_setting('fsync')",
     )
-    .fetch_one(transaction.sql())
+    .one(transaction)
     .await
     .map_err(sql)?;
     let version: i32 = row.try_get(0).map_err(sql)?;
@@ -215,9 +213,7 @@ async fn check_role(pool: &Arc<Pool>, options: &Options) -> Result<(), OpenError
         }
         (Err(error), _) => return Err(sql(error)),
     };
-    let row = transaction
-        .sql()
-        .fetch_one(
+    let row = sqlx::query(
             "WITH ours AS (SELECT oid, relname, relowner FROM pg_class \
                WHERE relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('baton_fence')) \
                AND relkind = 'r' AND relname ~ '^baton_') \
@@ -230,6 +226,7 @@ async fn check_role(pool: &Arc<Pool>, options: &Options) -> Result<(), OpenError
                current_setting('synchronous_commit') = 'off' \
              FROM pg_roles r WHERE r.rolname = current_user",
         )
+        .one(&mut transaction)
         .await;
     let row = match row {
         Ok(row) => row,

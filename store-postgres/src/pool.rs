@@ -5,11 +5,11 @@
 //! What is idle is tried first and may have died in the meantime: `BEGIN` has no effect that could happen twice, so it
 //! is simply said again on the next one, and after a restart of the server nobody sees an error for stale connections.
 
-use crate::{Options, open::OpenError};
+use crate::{Options, open::OpenError, schema::SqlQuery};
 use baton_core::state::BusinessId;
 use sqlx::{
     AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgConnection, Row as _,
-    postgres::PgConnectOptions,
+    postgres::{PgConnectOptions, PgRow},
 };
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -39,6 +39,7 @@ pub(crate) struct Pool {
     connect: Duration,
     /// Set in each transaction, before anything else.
     preamble: String,
+    keep_statements: bool,
     idle: Mutex<VecDeque<Idle>>,
     permits: Arc<Semaphore>,
     pub(crate) transactions: AtomicU64,
@@ -79,6 +80,7 @@ impl Pool {
             writable: AtomicUsize::new(0),
             connect: options.connect,
             preamble: preamble(options),
+            keep_statements: !options.pooler,
             idle: Mutex::default(),
             permits: Arc::new(Semaphore::new(options.connections.max(1))),
             transactions: AtomicU64::new(0),
@@ -210,9 +212,17 @@ impl Pool {
 
 impl Transaction {
     /// The connection, for one more statement.
-    pub(crate) fn sql(&mut self) -> &mut PgConnection {
+    fn sql(&mut self) -> &mut PgConnection {
         self.pool.statements.fetch_add(1, Ordering::Relaxed);
         &mut self.connection
+    }
+
+    /// Runs statements that have no parameters, and no text from outside in them.
+    pub(crate) async fn raw(&mut self, text: String) -> Result<(), sqlx::Error> {
+        self.sql()
+            .execute(sqlx::raw_sql(AssertSqlSafe(text)))
+            .await
+            .map(|_| ())
     }
 
     /// Commits. An error leaves open whether it happened.
@@ -244,6 +254,42 @@ impl Transaction {
             });
         }
         Ok(())
+    }
+}
+
+/// Running a statement in a transaction. What is prepared for it is kept on the connection, unless the next
+/// transaction on it may find itself on another one of the server.
+pub(crate) trait Run: Sized {
+    /// All rows.
+    async fn all(self, transaction: &mut Transaction) -> Result<Vec<PgRow>, sqlx::Error>;
+    /// The only row.
+    async fn one(self, transaction: &mut Transaction) -> Result<PgRow, sqlx::Error>;
+    /// The only row, if any.
+    async fn optional(self, transaction: &mut Transaction) -> Result<Option<PgRow>, sqlx::Error>;
+    /// How many rows were changed.
+    async fn run(self, transaction: &mut Transaction) -> Result<u64, sqlx::Error>;
+}
+
+impl Run for SqlQuery {
+    async fn all(self, transaction: &mut Transaction) -> Result<Vec<PgRow>, sqlx::Error> {
+        let query = self.persistent(transaction.pool.keep_statements);
+        query.fetch_all(transaction.sql()).await
+    }
+
+    async fn one(self, transaction: &mut Transaction) -> Result<PgRow, sqlx::Error> {
+        let query = self.persistent(transaction.pool.keep_statements);
+        query.fetch_one(transaction.sql()).await
+    }
+
+    async fn optional(self, transaction: &mut Transaction) -> Result<Option<PgRow>, sqlx::Error> {
+        let query = self.persistent(transaction.pool.keep_statements);
+        query.fetch_optional(transaction.sql()).await
+    }
+
+    async fn run(self, transaction: &mut Transaction) -> Result<u64, sqlx::Error> {
+        let query = self.persistent(transaction.pool.keep_statements);
+        let done = query.execute(transaction.sql()).await?;
+        Ok(done.rows_affected())
     }
 }
 

@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        LazyLock, Once,
+        LazyLock, Mutex, Once,
         atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -46,6 +46,7 @@ pub(crate) struct Cluster {
     pub(crate) directory: PathBuf,
     settings: Vec<String>,
     databases: AtomicU32,
+    server: Mutex<Option<Child>>,
     /// A shell that waits for this process to end, in whatever way, and then cleans up.
     _watchdog: Child,
 }
@@ -84,6 +85,7 @@ impl Cluster {
             directory,
             settings: settings.iter().map(|&setting| setting.to_owned()).collect(),
             databases: AtomicU32::new(0),
+            server: Mutex::new(None),
             _watchdog: watchdog,
         };
         cluster.initdb();
@@ -137,13 +139,14 @@ impl Cluster {
                 .unwrap();
             loop {
                 let Err(error) = self.try_sql("postgres", "postgres", "SELECT 1") else {
+                    *self.server.lock().unwrap() = Some(server);
                     return;
                 };
-                let log = || fs::read_to_string(self.directory.join("server.log"));
+                let log = fs::read_to_string(self.directory.join("server.log")).unwrap_or_default();
+                let end: Vec<&str> = log.lines().rev().take(5).collect();
                 assert!(
                     started.elapsed() < Duration::from_secs(60),
-                    "{error}: {:?}",
-                    log()
+                    "{error}: {end:?}"
                 );
                 std::thread::sleep(Duration::from_millis(50));
                 // Somebody of the server before may still hold its shared memory.
@@ -167,13 +170,22 @@ impl Cluster {
             }
         }
         run(Command::new("kill").arg("-9").args(&pids));
+        self.bury();
     }
 
     /// An orderly end, and the wait for it.
     pub(crate) fn stop(&self) {
         run(unprivileged(self.binaries.join("pg_ctl"))
-            .args(["stop", "-m", "fast", "-w", "-s", "-D"])
+            .args(["stop", "-m", "fast", "-s", "-W", "-D"])
             .arg(self.data()));
+        self.bury();
+    }
+
+    /// A dead process that nobody has asked about counts as a living one to the next server.
+    fn bury(&self) {
+        if let Some(mut server) = self.server.lock().unwrap().take() {
+            server.wait().unwrap();
+        }
     }
 
     pub(crate) fn promote(&self) {
@@ -354,7 +366,7 @@ fn corrupt(db: &Db, account: &AccountId, key: &Key) -> bool {
 /// Says once per run, past the capture of the test harness, that the tests do nothing.
 pub(crate) fn skipped(what: &str) {
     static ONCE: Once = Once::new();
-    let mut say = |text: String| {
+    let say = |text: String| {
         let _ = std::io::stderr().write_all(text.as_bytes());
     };
     if what == "PostgreSQL" {

@@ -44,6 +44,16 @@ fn what_cannot_be_opened_says_why() {
     let error = open_error("sqlite:baton.db", options());
     assert!(matches!(error, OpenError::Url(_)), "{error}");
 
+    let latin = format!("{}_latin", db.name);
+    db.sql(&format!(
+        "CREATE DATABASE {latin} ENCODING 'SQL_ASCII' LOCALE 'C' LOCALE_PROVIDER 'libc' TEMPLATE template0"
+    ));
+    let error = open_error(&db.cluster.url(&latin), options());
+    assert_eq!(
+        error.to_string(),
+        "the database has the encoding SQL_ASCII: create it with UTF8"
+    );
+
     db.sql(&format!(
         "ALTER DATABASE {} SET synchronous_commit = off",
         db.name
@@ -56,16 +66,6 @@ fn what_cannot_be_opened_says_why() {
     ));
     let error = open_error(&db.url(), options());
     assert!(matches!(error, OpenError::Unreachable { .. }), "{error}");
-
-    let latin = format!("{}_latin", db.name);
-    db.sql(&format!(
-        "CREATE DATABASE {latin} ENCODING 'SQL_ASCII' LOCALE 'C' LOCALE_PROVIDER 'libc' TEMPLATE template0"
-    ));
-    let error = open_error(&db.cluster.url(&latin), options());
-    assert_eq!(
-        error.to_string(),
-        "the database has the encoding SQL_ASCII: create it with UTF8"
-    );
 }
 
 #[test]
