@@ -1,12 +1,11 @@
 //! The calls beside the commit: each a transaction of its own, for one account or one business.
 
 use crate::{
-    commit::{begin_failed, unsigned},
     error::{Blame, Failure},
     migrate,
     open::Server,
     pool::{Mode, Pool, Run as _, Transaction},
-    schema::{Keys, account_query, bind_key, number, read_key, statements, width},
+    schema::{Keys, account_query, bind_key, number, read_key, statements, unsigned, width},
 };
 use baton_core::state::{
     AccountId, AccountInfo, BusinessId, Claim, Epoch, Incarnation, Key, Lease, MessageId, Micros,
@@ -47,7 +46,7 @@ async fn load_together(
 ) -> Result<Vec<Row>, Failure> {
     let mut transaction = begin(pool, Mode::Read, account).await?;
     let result = load_rows(&mut transaction, account, keys).await;
-    finish(transaction, result).await
+    transaction.finish(result).await
 }
 
 /// A record that the server cannot put together is damaged, and the one that is.
@@ -143,7 +142,7 @@ async fn scan_together(
 ) -> Result<Vec<(Key, Row)>, Failure> {
     let mut transaction = begin(pool, Mode::Read, account).await?;
     let result = scan_rows(&mut transaction, account, scan, records).await;
-    finish(transaction, result).await
+    transaction.finish(result).await
 }
 
 async fn scan_rows(
@@ -195,7 +194,7 @@ pub(crate) async fn create_account(
     let mut transaction = pool
         .begin(Mode::Write, [business])
         .await
-        .map_err(begin_failed)?;
+        .map_err(Failure::begin)?;
     let work = async {
         let tenant = business.as_str();
         sqlx::query("INSERT INTO baton_tenant (business_id) VALUES ($1) ON CONFLICT DO NOTHING")
@@ -225,7 +224,7 @@ pub(crate) async fn create_account(
         })
     };
     let result = work.await;
-    finish(transaction, result).await
+    transaction.finish(result).await
 }
 
 /// See [`Store::accounts`](baton_core::state::Store::accounts).
@@ -269,7 +268,7 @@ async fn accounts_together(
     let mut transaction = pool
         .begin(Mode::Read, [business])
         .await
-        .map_err(begin_failed)?;
+        .map_err(Failure::begin)?;
     let work = async {
         let rows = sqlx::query(sql)
             .bind(business.as_str())
@@ -291,7 +290,7 @@ async fn accounts_together(
         Ok(accounts)
     };
     let result = work.await;
-    finish(transaction, result).await
+    transaction.finish(result).await
 }
 
 /// See [`Store::claim`](baton_core::state::Store::claim).
@@ -305,7 +304,7 @@ pub(crate) async fn claim(
     let ttl = ttl.min(LONGEST_LEASE);
     let mut transaction = begin(pool, Mode::Write, account).await?;
     let result = claim_fence(&mut transaction, server, account, who, ttl).await;
-    finish(transaction, result).await
+    transaction.finish(result).await
 }
 
 async fn claim_fence(
@@ -396,9 +395,9 @@ pub(crate) async fn renew(
                 group.iter().map(|(account, _)| &account.business),
             )
             .await
-            .map_err(begin_failed)?;
+            .map_err(Failure::begin)?;
         let result = renew_group(&mut transaction, who, group, ttl.min(LONGEST_LEASE)).await;
-        renewals.extend(finish(transaction, result).await?);
+        renewals.extend(transaction.finish(result).await?);
         rest = behind;
     }
     Ok(renewals)
@@ -478,7 +477,7 @@ pub(crate) async fn release(
         Ok(())
     };
     let result = work.await;
-    finish(transaction, result).await
+    transaction.finish(result).await
 }
 
 /// See [`Store::enqueue`](baton_core::state::Store::enqueue).
@@ -509,7 +508,7 @@ pub(crate) async fn enqueue(
         }
         Err(failure) => Err(failure),
     };
-    finish(transaction, result).await
+    transaction.finish(result).await
 }
 
 /// See [`Store::retain`](baton_core::state::Store::retain).
@@ -534,7 +533,7 @@ pub(crate) async fn retain(
         Ok(u32::try_from(deleted).unwrap_or(limit))
     };
     let result = work.await;
-    finish(transaction, result).await
+    transaction.finish(result).await
 }
 
 /// Every account has a fence: without one there is no account.
@@ -551,23 +550,7 @@ async fn fence(transaction: &mut Transaction, account: &AccountId) -> Result<(),
 async fn begin(pool: &Arc<Pool>, mode: Mode, account: &AccountId) -> Result<Transaction, Failure> {
     pool.begin(mode, [&account.business])
         .await
-        .map_err(begin_failed)
-}
-
-/// Commits what went well and undoes what did not.
-async fn finish<T>(transaction: Transaction, result: Result<T, Failure>) -> Result<T, Failure> {
-    match result {
-        Ok(value) => {
-            transaction.commit().await?;
-            Ok(value)
-        }
-        Err(failure) => {
-            if failure.leaves_connection_usable() {
-                transaction.roll_back().await;
-            }
-            Err(failure)
-        }
-    }
+        .map_err(Failure::begin)
 }
 
 /// Only the device row has a record that may be missing.

@@ -42,6 +42,11 @@ impl From<sqlx::Error> for Failure {
 }
 
 impl Failure {
+    /// Whatever is wrong with the beginning of a transaction is not the fault of what would have come.
+    pub(crate) fn begin(error: sqlx::Error) -> Self {
+        Self::Answer(explain(&error))
+    }
+
     pub(crate) fn blame(&self) -> Blame {
         match self {
             Self::Answer(_) => Blame::All,

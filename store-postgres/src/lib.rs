@@ -10,6 +10,7 @@
 mod calls;
 mod commit;
 mod error;
+mod fenced;
 mod migrate;
 mod open;
 mod pool;

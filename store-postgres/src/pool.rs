@@ -5,7 +5,7 @@
 //! What is idle is tried first and may have died in the meantime: `BEGIN` has no effect that could happen twice, so it
 //! is simply said again on the next one, and after a restart of the server nobody sees an error for stale connections.
 
-use crate::{Options, open::OpenError, schema::SqlQuery};
+use crate::{Options, error::Failure, open::OpenError, schema::SqlQuery};
 use baton_core::state::BusinessId;
 use sqlx::{
     AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgConnection, Row as _,
@@ -234,6 +234,22 @@ impl Transaction {
     pub(crate) async fn roll_back(self) {
         if let Err(error) = self.end("ROLLBACK").await {
             tracing::debug!(%error, "a connection is closed instead of rolled back");
+        }
+    }
+
+    /// Commits what went well and undoes what did not.
+    pub(crate) async fn finish<T>(self, result: Result<T, Failure>) -> Result<T, Failure> {
+        match result {
+            Ok(value) => {
+                self.commit().await?;
+                Ok(value)
+            }
+            Err(failure) => {
+                if failure.leaves_connection_usable() {
+                    self.roll_back().await;
+                }
+                Err(failure)
+            }
         }
     }
 

@@ -207,6 +207,11 @@ pub(crate) fn number(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(-1)
 }
 
+/// Constraints keep the columns that are read by this at zero or above.
+pub(crate) fn unsigned(n: i64) -> u64 {
+    u64::try_from(n).unwrap_or(0)
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Text,

@@ -48,13 +48,10 @@ static POOLER: LazyLock<Option<(Cluster, PathBuf)>> = LazyLock::new(|| {
         .arg("-R")
         .arg(format!("--reference={}", owner.display()))
         .arg(&directory));
-    unprivileged(program)
+    run(unprivileged(program)
+        .args(["-q", "-d"])
         .arg(directory.join("settings"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+        .stdin(Stdio::null()));
     let started = Instant::now();
     while !directory.join(".s.PGSQL.6432").exists() {
         assert!(started.elapsed() < Duration::from_secs(20));

@@ -66,7 +66,9 @@ fn two_epochs_never_interleave() {
                             }
                             Outcome::Rejected(why) => panic!("{why}"),
                         }
-                        if applied.load(Ordering::SeqCst) >= BATCHES || owner.seq.0 % 7 == 0 {
+                        if applied.load(Ordering::SeqCst) >= BATCHES
+                            || owner.seq.0.is_multiple_of(7)
+                        {
                             break;
                         }
                     }

@@ -111,7 +111,7 @@ impl Owner {
                 (Key::Counters, Some(record(n.to_string()))),
                 (
                     Key::PreKey((n % 50 + 1) as u32),
-                    (n % 3 > 0).then(|| record("key")),
+                    (!n.is_multiple_of(3)).then(|| record("key")),
                 ),
             ]
             .into(),
