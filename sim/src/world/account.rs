@@ -352,7 +352,7 @@ impl World {
         self.later(Micros(LEASE.0 / 3), Happening::Renew { account, life });
     }
 
-    pub(crate) fn to_engine(&mut self, account: usize, life: u64, input: ToEngine) {
+    pub(crate) fn give(&mut self, account: usize, life: u64, input: ToEngine) {
         if self.accounts[account].life != life {
             return;
         }
