@@ -1,2 +1,4 @@
-//! A simulated WhatsApp service.
+//! A simulated WhatsApp service: [`service`] is the state machine, [`serve`] puts it on real sockets.
+
+pub mod serve;
 pub mod service;
