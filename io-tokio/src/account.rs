@@ -83,7 +83,9 @@ impl Account {
     async fn insist(&self, command: Command) -> Answer {
         loop {
             match self.command(command.clone()).await {
-                Err(CommandError::Unknown | CommandError::Busy) if !self.commands.is_closed() && !*self.stop.borrow() => {
+                Err(CommandError::Unknown | CommandError::Busy)
+                    if !self.commands.is_closed() && !*self.stop.borrow() =>
+                {
                     tokio::time::sleep(AGAIN).await;
                 }
                 answer => return answer,
@@ -164,14 +166,20 @@ pub(crate) fn ends() -> (Account, Inbox, Desk) {
         passing: Arc::clone(&passing),
         shown: EventSeq(0),
     };
-    (Account { commands, stop }, Inbox { items: taken, passing }, desk)
+    (
+        Account { commands, stop },
+        Inbox {
+            items: taken,
+            passing,
+        },
+        desk,
+    )
 }
 
 impl Desk {
     /// Completes when the embedder wants no more. May be dropped at any time.
     pub(crate) async fn stopping(&mut self) {
-        // An error means that the last handle is gone, which is the same wish.
-        let _ = self.stop.wait_for(|stop| *stop).await;
+        wished(&mut self.stop).await;
     }
 
     /// The engine has stopped: what it has not answered, nobody will. The next engine is new.
@@ -214,24 +222,32 @@ impl App for Desk {
     }
 
     async fn command(&mut self) -> (CommandId, Command) {
-        let command = tokio::select! { biased;
-            _stop = self.stop.wait_for(|stop| *stop), if !self.stop_told => {
+        if self.stop_told {
+            // The engine is stopping; what still comes is for the next one.
+            return std::future::pending().await;
+        }
+        let request = tokio::select! { biased;
+            () = wished(&mut self.stop) => None,
+            request = self.commands.recv() => request,
+        };
+        self.next_id = self.next_id.wrapping_add(1);
+        let id = CommandId(self.next_id);
+        let command = match request {
+            Some((command, answer)) => {
+                self.waiting.insert(id, answer);
+                command
+            }
+            // Shutting down was asked for, or there is nobody left to ask for anything.
+            None => {
                 self.stop_told = true;
                 Command::Shutdown
             }
-            request = self.commands.recv(), if !self.stop_told => match request {
-                Some((command, answer)) => {
-                    self.waiting.insert(CommandId(self.next_id.wrapping_add(1)), answer);
-                    command
-                }
-                None => {
-                    self.stop_told = true;
-                    Command::Shutdown
-                }
-            },
-            else => std::future::pending().await,
         };
-        self.next_id = self.next_id.wrapping_add(1);
-        (CommandId(self.next_id), command)
+        (id, command)
     }
+}
+
+async fn wished(stop: &mut watch::Receiver<bool>) {
+    // An error means that the last handle is gone, which is the same wish.
+    let _ = stop.wait_for(|stop| *stop).await;
 }

@@ -99,7 +99,10 @@ pub async fn drive<S: Store, C: Connector, E: Env, A: App>(
                     let retry = Retry::new(env, options);
                     storage.push(
                         async move {
-                            match retry.until_known(|| store.load(&account, keys.clone())).await {
+                            match retry
+                                .until_known(|| store.load(&account, keys.clone()))
+                                .await
+                            {
                                 Ok(rows) => Answer::of(Input::Loaded(id, rows)),
                                 Err(refused) => Answer::of(Input::StoreRefused(refused)),
                             }
@@ -112,7 +115,10 @@ pub async fn drive<S: Store, C: Connector, E: Env, A: App>(
                     let retry = Retry::new(env, options);
                     storage.push(
                         async move {
-                            match retry.until_known(|| store.scan(&account, scan.clone())).await {
+                            match retry
+                                .until_known(|| store.scan(&account, scan.clone()))
+                                .await
+                            {
                                 Ok(rows) => Answer::of(Input::Scanned(id, rows)),
                                 Err(refused) => Answer::of(Input::StoreRefused(refused)),
                             }
@@ -143,7 +149,14 @@ pub async fn drive<S: Store, C: Connector, E: Env, A: App>(
         };
         if !committing && !sealed.is_empty() {
             committing = true;
-            storage.push(commit(store.clone(), std::mem::take(&mut sealed), Retry::new(env, options)).boxed());
+            storage.push(
+                commit(
+                    store.clone(),
+                    std::mem::take(&mut sealed),
+                    Retry::new(env, options),
+                )
+                .boxed(),
+            );
         }
         if let Some(input) = inputs.pop_front() {
             engine.handle(input, env.now());
@@ -202,7 +215,10 @@ struct Answer {
 
 impl Answer {
     fn of(input: Input<'static>) -> Self {
-        Self { inputs: vec![input], is_commit: false }
+        Self {
+            inputs: vec![input],
+            is_commit: false,
+        }
     }
 }
 
@@ -212,7 +228,10 @@ async fn commit<S: Store, E: Env>(store: S, batches: Vec<Batch>, retry: Retry<E>
     let numbers: Vec<Seq> = batches.iter().map(|batch| batch.seq).collect();
     let inputs = match retry.until_known(|| store.commit(batches.clone())).await {
         Ok(outcomes) => {
-            let durable = outcomes.iter().take_while(|outcome| **outcome == Outcome::Committed).count();
+            let durable = outcomes
+                .iter()
+                .take_while(|outcome| **outcome == Outcome::Committed)
+                .count();
             let committed = durable
                 .checked_sub(1)
                 .and_then(|last| numbers.get(last))
@@ -221,14 +240,19 @@ async fn commit<S: Store, E: Env>(store: S, batches: Vec<Batch>, retry: Retry<E>
                 Some(Outcome::Fenced { by }) => Some(Input::Fenced { by }),
                 Some(Outcome::Rejected(why)) => Some(Input::StoreRefused(why)),
                 Some(Outcome::Committed) => None,
-                None if durable < numbers.len() => Some(Input::StoreRefused("outcomes are missing".into())),
+                None if durable < numbers.len() => {
+                    Some(Input::StoreRefused("outcomes are missing".into()))
+                }
                 None => None,
             };
             committed.into_iter().chain(refused).collect()
         }
         Err(refused) => vec![Input::StoreRefused(refused)],
     };
-    Answer { inputs, is_commit: true }
+    Answer {
+        inputs,
+        is_commit: true,
+    }
 }
 
 /// Makes a store call again until its outcome is known. The driver drops it when the lease has ended.
@@ -239,7 +263,10 @@ struct Retry<E> {
 
 impl<E: Env> Retry<E> {
     fn new(env: &E, options: DriveOptions) -> Self {
-        Self { env: env.clone(), pause: options.retry }
+        Self {
+            env: env.clone(),
+            pause: options.retry,
+        }
     }
 
     async fn until_known<T, F: Future<Output = Result<T, StoreError>>>(
@@ -253,7 +280,9 @@ impl<E: Env> Retry<E> {
                 Err(error) if error.is_retryable() => {
                     warn!(%error, "trying again");
                     let half = Micros(pause.0 / 2);
-                    self.env.sleep_until(self.env.now().mono.plus(half).plus(self.env.jitter(half))).await;
+                    self.env
+                        .sleep_until(self.env.now().mono.plus(half).plus(self.env.jitter(half)))
+                        .await;
                     pause = pause.plus(pause).min(most);
                 }
                 Err(error) => return Err(error.to_string()),
@@ -325,11 +354,19 @@ enum Chore {
 impl Chores {
     fn new(env: &impl Env, options: DriveOptions) -> Self {
         let reseed_at = env.now().mono.plus(options.reseed);
-        Self { options, reseed_at, mailbox_at: None, logged_in: false, next_id: OWN }
+        Self {
+            options,
+            reseed_at,
+            mailbox_at: None,
+            logged_in: false,
+            next_id: OWN,
+        }
     }
 
     fn notice(&mut self, notice: &Notice, env: &impl Env) {
-        let Notice::Connection(state) = notice else { return };
+        let Notice::Connection(state) = notice else {
+            return;
+        };
         let was = self.logged_in;
         self.logged_in = matches!(state, Connection::LoggedIn | Connection::Online);
         if self.logged_in && !was {

@@ -39,7 +39,9 @@ impl SystemEnv {
     /// Starts counting now.
     #[must_use]
     pub fn new() -> Self {
-        Self { origin: Instant::now() }
+        Self {
+            origin: Instant::now(),
+        }
     }
 }
 
@@ -53,8 +55,14 @@ impl Env for SystemEnv {
     fn now(&self) -> Now {
         let mono = u64::try_from(self.origin.elapsed().as_micros()).unwrap_or(u64::MAX);
         // A clock before 1970 is wrong anyway; nothing is ordered by it.
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        Now { mono: Micros(mono), unix: UnixMillis(i64::try_from(unix).unwrap_or(i64::MAX)) }
+        let unix = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_millis();
+        Now {
+            mono: Micros(mono),
+            unix: UnixMillis(i64::try_from(unix).unwrap_or(i64::MAX)),
+        }
     }
 
     async fn sleep_until(&self, at: Micros) {

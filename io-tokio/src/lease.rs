@@ -50,7 +50,7 @@ pub enum Standing {
 
 /// The answer to [`LeaseKeeper::claim`].
 #[derive(Debug)]
-pub enum Claimed<S, E> {
+pub enum Claimed<S: Store, E: Env> {
     /// Ours.
     Ours(AccountLease<S, E>),
     /// Somebody else's lease has not run out.
@@ -68,7 +68,13 @@ impl<S: Store, E: Env> LeaseKeeper<S, E> {
         let [a, b, c, d, e, f, g, h, ..] = env.entropy();
         // The upper bit stays clear: databases count in signed numbers.
         let who = Incarnation(u64::from_le_bytes([a, b, c, d, e, f, g, h]) >> 1);
-        Self { store, env, who, ttl, held: Arc::default() }
+        Self {
+            store,
+            env,
+            who,
+            ttl,
+            held: Arc::default(),
+        }
     }
 
     /// Under which name it claims.
@@ -86,7 +92,13 @@ impl<S: Store, E: Env> LeaseKeeper<S, E> {
         };
         let until = asked.plus(lease.ttl);
         let (standing, watch) = watch::channel(Standing::Until(until));
-        self.held().insert(account.clone(), Held { epoch: lease.epoch, standing });
+        self.held().insert(
+            account.clone(),
+            Held {
+                epoch: lease.epoch,
+                standing,
+            },
+        );
         Ok(Claimed::Ours(AccountLease {
             keeper: self.clone(),
             account: account.clone(),
@@ -109,7 +121,11 @@ impl<S: Store, E: Env> LeaseKeeper<S, E> {
     async fn round(&self) -> Micros {
         let asked = self.env.now().mono;
         let third = Micros(self.ttl.0 / 3);
-        let leases: Vec<_> = self.held().iter().map(|(account, held)| (account.clone(), held.epoch)).collect();
+        let leases: Vec<_> = self
+            .held()
+            .iter()
+            .map(|(account, held)| (account.clone(), held.epoch))
+            .collect();
         if leases.is_empty() {
             return asked.plus(third);
         }
@@ -127,7 +143,11 @@ impl<S: Store, E: Env> LeaseKeeper<S, E> {
             Err(error) => {
                 warn!(%error, "leases not renewed; they run on until their end");
                 // Sooner than usual, and not together with everybody else who lost the database.
-                self.env.now().mono.plus(Micros(third.0 / 8)).plus(self.env.jitter(Micros(third.0 / 8)))
+                self.env
+                    .now()
+                    .mono
+                    .plus(Micros(third.0 / 8))
+                    .plus(self.env.jitter(Micros(third.0 / 8)))
             }
         }
     }
@@ -135,7 +155,9 @@ impl<S: Store, E: Env> LeaseKeeper<S, E> {
     fn settle(&self, account: &AccountId, epoch: Epoch, answer: Renewal, until: Micros) {
         let mut held = self.held();
         // Claimed anew or given up while the call was under way: the answer is about the past.
-        let Some(current) = held.get(account).filter(|held| held.epoch == epoch) else { return };
+        let Some(current) = held.get(account).filter(|held| held.epoch == epoch) else {
+            return;
+        };
         match answer {
             Renewal::Renewed => {
                 current.standing.send_replace(Standing::Until(until));
@@ -195,7 +217,11 @@ impl<S: Store, E: Env> AccountLease<S, E> {
     }
 
     pub(crate) const fn grant_until(&self, until: Micros) -> Grant {
-        Grant { epoch: self.epoch, applied: self.applied, until }
+        Grant {
+            epoch: self.epoch,
+            applied: self.applied,
+            until,
+        }
     }
 
     /// What is known now.
@@ -217,9 +243,18 @@ impl<S: Store, E: Env> AccountLease<S, E> {
     pub async fn check(&self) -> Result<Standing, StoreError> {
         let asked = self.keeper.env.now().mono;
         let leases = vec![(self.account.clone(), self.epoch)];
-        let answers = self.keeper.store.renew(self.keeper.who, leases, self.keeper.ttl).await?;
+        let answers = self
+            .keeper
+            .store
+            .renew(self.keeper.who, leases, self.keeper.ttl)
+            .await?;
         if let Some(answer) = answers.into_iter().next() {
-            self.keeper.settle(&self.account, self.epoch, answer, asked.plus(self.keeper.ttl));
+            self.keeper.settle(
+                &self.account,
+                self.epoch,
+                answer,
+                asked.plus(self.keeper.ttl),
+            );
         }
         Ok(self.standing())
     }
@@ -228,7 +263,10 @@ impl<S: Store, E: Env> AccountLease<S, E> {
     pub async fn release(self) -> Result<(), StoreError> {
         // First of all it must not be renewed any more.
         self.keeper.forget(&self.account, self.epoch);
-        self.keeper.store.release(&self.account, self.keeper.who, self.epoch).await
+        self.keeper
+            .store
+            .release(&self.account, self.keeper.who, self.epoch)
+            .await
     }
 }
 

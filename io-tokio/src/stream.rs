@@ -22,7 +22,10 @@ pub trait Connector: Clone + Send + Sync + 'static {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
     /// Connects to the host and port of `endpoint`, with TLS if it wants that. The WebSocket is not its business.
-    fn connect(&self, endpoint: &Endpoint) -> impl Future<Output = Result<Self::Stream, ConnectError>> + Send;
+    fn connect(
+        &self,
+        endpoint: &Endpoint,
+    ) -> impl Future<Output = Result<Self::Stream, ConnectError>> + Send;
 }
 
 /// Why there is no connection.
@@ -51,10 +54,20 @@ fn target(endpoint: &Endpoint) -> Result<(String, u16, bool), ConnectError> {
         Some("wss") => true,
         _ => return Err(ConnectError::Endpoint),
     };
-    let host = uri.host().filter(|host| !host.is_empty()).ok_or(ConnectError::Endpoint)?;
+    let host = uri
+        .host()
+        .filter(|host| !host.is_empty())
+        .ok_or(ConnectError::Endpoint)?;
     // Brackets belong to the URL, not to the IPv6 address.
-    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    Ok((host, uri.port_u16().unwrap_or(if tls { 443 } else { 80 }), tls))
+    let host = host
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .to_owned();
+    Ok((
+        host,
+        uri.port_u16().unwrap_or(if tls { 443 } else { 80 }),
+        tls,
+    ))
 }
 
 /// TCP over the operating system; TLS by rustls with the Mozilla roots.
@@ -67,7 +80,9 @@ impl TcpConnector {
     /// Trusts what browsers trust.
     #[must_use]
     pub fn new() -> Self {
-        let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+        let roots = RootCertStore {
+            roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
+        };
         // The provider is named here, so that no other crate of the process can change it by feature or default.
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
@@ -142,13 +157,21 @@ macro_rules! either {
 }
 
 impl AsyncRead for TcpOrTls {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         either!(self, stream => stream.poll_read(cx, buf))
     }
 }
 
 impl AsyncWrite for TcpOrTls {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         either!(self, stream => stream.poll_write(cx, buf))
     }
 
@@ -168,10 +191,23 @@ mod tests {
     #[test]
     fn endpoints_are_read_as_urls() {
         let read = |url: &str| target(&Endpoint(url.into())).ok();
-        assert_eq!(read("wss://web.whatsapp.com/ws/chat"), Some(("web.whatsapp.com".into(), 443, true)));
-        assert_eq!(read("ws://127.0.0.1:8080/ws/chat"), Some(("127.0.0.1".into(), 8080, false)));
+        assert_eq!(
+            read("wss://web.whatsapp.com/ws/chat"),
+            Some(("web.whatsapp.com".into(), 443, true))
+        );
+        assert_eq!(
+            read("ws://127.0.0.1:8080/ws/chat"),
+            Some(("127.0.0.1".into(), 8080, false))
+        );
         assert_eq!(read("ws://[::1]:81/"), Some(("::1".into(), 81, false)));
-        for bad in ["", "http://host/", "host:80", "ws://", "ws:///path", "wss://ho st/"] {
+        for bad in [
+            "",
+            "http://host/",
+            "host:80",
+            "ws://",
+            "ws:///path",
+            "wss://ho st/",
+        ] {
             assert_eq!(read(bad), None, "{bad}");
         }
     }

@@ -2,8 +2,8 @@
 //! means that it stopped.
 
 use crate::{
-    Account, AccountLease, Claimed, Connector, DriveOptions, Env, Inbox, LeaseKeeper, Link, Standing, SystemEnv,
-    TcpConnector,
+    Account, AccountLease, Claimed, Connector, DriveOptions, Env, Inbox, LeaseKeeper, Link,
+    Standing, SystemEnv, TcpConnector,
     account::{Desk, ends},
     drive, lease,
 };
@@ -22,7 +22,12 @@ pub fn open<S: Store>(
     account: AccountId,
     config: Config,
 ) -> (Account, Inbox, impl Future<Output = End> + Send + 'static) {
-    let host = Host::new(store, TcpConnector::new(), SystemEnv::new(), Options::default());
+    let host = Host::new(
+        store,
+        TcpConnector::new(),
+        SystemEnv::new(),
+        Options::default(),
+    );
     let (handle, inbox, serve) = host.account(account, config);
     let run = async move {
         tokio::select! { biased;
@@ -142,7 +147,13 @@ impl<S: Store, C: Connector, E: Env> Host<S, C, E> {
     /// A host with a new incarnation.
     pub fn new(store: S, connector: C, env: E, options: Options) -> Self {
         let keeper = LeaseKeeper::new(store.clone(), env.clone(), options.ttl);
-        Self { store, connector, env, keeper, options }
+        Self {
+            store,
+            connector,
+            env,
+            keeper,
+            options,
+        }
     }
 
     /// Renews the leases of all its accounts. Poll it beside them, once.
@@ -161,10 +172,16 @@ impl<S: Store, C: Connector, E: Env> Host<S, C, E> {
         &self,
         account: AccountId,
         config: Config,
-    ) -> (Account, Inbox, impl Future<Output = End> + Send + 'static) {
+    ) -> (
+        Account,
+        Inbox,
+        impl Future<Output = End> + Send + 'static + use<S, C, E>,
+    ) {
         let (handle, inbox, desk) = ends();
         let host = self.clone();
-        (handle, inbox, async move { host.supervise(account, config, desk).await })
+        (handle, inbox, async move {
+            host.supervise(account, config, desk).await
+        })
     }
 
     async fn supervise(self, account: AccountId, config: Config, mut desk: Desk) -> End {
@@ -176,7 +193,9 @@ impl<S: Store, C: Connector, E: Env> Host<S, C, E> {
                 Err(error) => return End::Store(error),
             };
             info!(%account, epoch = lease.epoch().0, "owner");
-            desk.ownership(Ownership::Ours { epoch: lease.epoch() });
+            desk.ownership(Ownership::Ours {
+                epoch: lease.epoch(),
+            });
             let reason = self.serve(&account, &config, &mut lease, &mut desk).await;
             desk.engine_stopped();
             desk.ownership(Ownership::Stopped(reason.clone()));
@@ -191,7 +210,10 @@ impl<S: Store, C: Connector, E: Env> Host<S, C, E> {
                         self.give_back(lease).await;
                         return End::Contested;
                     }
-                    let pause = self.options.replaced_pause.plus(self.env.jitter(Micros::from_secs(5)));
+                    let pause = self
+                        .options
+                        .replaced_pause
+                        .plus(self.env.jitter(Micros::from_secs(5)));
                     warn!(%account, "replaced at the service although the lease is ours: staying away for a while");
                     tokio::select! { biased;
                         () = desk.stopping() => {
@@ -214,7 +236,11 @@ impl<S: Store, C: Connector, E: Env> Host<S, C, E> {
     }
 
     /// Asks until the account is ours. `None` if that is not wanted any more.
-    async fn claim(&self, account: &AccountId, desk: &mut Desk) -> Result<Option<AccountLease<S, E>>, StoreError> {
+    async fn claim(
+        &self,
+        account: &AccountId,
+        desk: &mut Desk,
+    ) -> Result<Option<AccountLease<S, E>>, StoreError> {
         let mut told = None;
         loop {
             let pause = match self.keeper.claim(account).await {
@@ -292,7 +318,10 @@ impl<S: Store, C: Connector, E: Env> Host<S, C, E> {
     fn is_too_often(&self, replaced: &mut VecDeque<Micros>) -> bool {
         let now = self.env.now().mono;
         replaced.push_back(now);
-        while replaced.front().is_some_and(|at| now.since(*at) > self.options.replaced_window) {
+        while replaced
+            .front()
+            .is_some_and(|at| now.since(*at) > self.options.replaced_window)
+        {
             replaced.pop_front();
         }
         replaced.len() > self.options.replaced_most

@@ -75,7 +75,12 @@ enum State<T> {
 impl<C: Connector, E: Env> Link<C, E> {
     /// Not connected.
     pub fn new(connector: C, env: E) -> Self {
-        Self { connector, env, state: State::Down, until: Micros(u64::MAX) }
+        Self {
+            connector,
+            env,
+            state: State::Down,
+            until: Micros(u64::MAX),
+        }
     }
 
     /// The grant now ends at `until`: nothing is written from then on. The engine keeps a margin before that end; this
@@ -117,7 +122,8 @@ impl<C: Connector, E: Env> Link<C, E> {
         self.state = match std::mem::replace(&mut self.state, State::Down) {
             State::Up(socket) => {
                 let env = self.env.clone();
-                let patience = Box::pin(async move { env.sleep_until(after(&env, FAREWELL)).await });
+                let patience =
+                    Box::pin(async move { env.sleep_until(after(&env, FAREWELL)).await });
                 State::Closing(socket, patience)
             }
             closing @ State::Closing(..) => closing,
@@ -192,17 +198,27 @@ impl<C: Connector, E: Env> fmt::Debug for Link<C, E> {
 }
 
 fn after(env: &impl Env, pause: Duration) -> Micros {
-    env.now().mono.plus(Micros(u64::try_from(pause.as_micros()).unwrap_or(u64::MAX)))
+    env.now()
+        .mono
+        .plus(Micros(u64::try_from(pause.as_micros()).unwrap_or(u64::MAX)))
 }
 
 async fn connect<C: Connector>(
     connector: &C,
     endpoint: &Endpoint,
 ) -> Result<WebSocketStream<C::Stream>, ConnectError> {
-    let mut request = endpoint.0.as_str().into_client_request().map_err(|_| ConnectError::Endpoint)?;
-    request.headers_mut().insert(ORIGIN_HEADER, HeaderValue::from_static(ORIGIN));
+    let mut request = endpoint
+        .0
+        .as_str()
+        .into_client_request()
+        .map_err(|_| ConnectError::Endpoint)?;
+    request
+        .headers_mut()
+        .insert(ORIGIN_HEADER, HeaderValue::from_static(ORIGIN));
     let stream = connector.connect(endpoint).await?;
-    let config = WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE)).max_frame_size(Some(MAX_MESSAGE));
+    let config = WebSocketConfig::default()
+        .max_message_size(Some(MAX_MESSAGE))
+        .max_frame_size(Some(MAX_MESSAGE));
     match client_async_with_config(request, stream, Some(config)).await {
         Ok((socket, _response)) => Ok(socket),
         Err(error) => Err(ConnectError::WebSocket(Box::new(error))),
@@ -221,7 +237,13 @@ struct Socket<T> {
 
 impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Socket<T> {
     fn new(stream: WebSocketStream<T>) -> Self {
-        Self { stream: Box::new(stream), words: VecDeque::new(), queued: 0, unflushed: false, said_goodbye: false }
+        Self {
+            stream: Box::new(stream),
+            words: VecDeque::new(),
+            queued: 0,
+            unflushed: false,
+            said_goodbye: false,
+        }
     }
 
     fn queue(&mut self, message: Bytes) {
