@@ -8,10 +8,13 @@ use baton_core::{
 };
 use std::{
     collections::BTreeMap,
+    future::Future,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -38,14 +41,18 @@ pub struct Account {
 }
 
 impl Account {
+    /// Hands a command over; the answer comes later. Commands are carried out in the order in which they were posted.
+    pub async fn post(&self, command: Command) -> Posted {
+        let (answer, answered) = oneshot::channel();
+        // If nobody is there to take it, the sender of the answer goes with it, which is the answer.
+        let _ = self.commands.send((command, answer)).await;
+        Posted(answered)
+    }
+
     /// Carries out one command. [`CommandError::Unknown`] means that the engine stopped before the outcome was known;
     /// the methods below deal with that themselves.
-    pub async fn command(&self, command: Command) -> Answer {
-        let (answer, answered) = oneshot::channel();
-        if self.commands.send((command, answer)).await.is_err() {
-            return Err(CommandError::Unknown);
-        }
-        answered.await.unwrap_or(Err(CommandError::Unknown))
+    pub async fn command(&self, command: Command) -> Result<Reply, CommandError> {
+        self.post(command).await.await
     }
 
     /// Links the account if it is not linked. [`Notice::Qr`] brings the codes to show meanwhile. Returns its addresses.
@@ -91,6 +98,20 @@ impl Account {
                 answer => return answer,
             }
         }
+    }
+}
+
+/// The answer to a command, when it is there.
+#[derive(Debug)]
+pub struct Posted(oneshot::Receiver<Answer>);
+
+impl Future for Posted {
+    type Output = Result<Reply, CommandError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0)
+            .poll(cx)
+            .map(|answer| answer.unwrap_or(Err(CommandError::Unknown)))
     }
 }
 

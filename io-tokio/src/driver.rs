@@ -88,6 +88,13 @@ pub async fn drive<S: Store, C: Connector, E: Env, A: App>(
     let mut link_last = false;
     let mut inputs = VecDeque::new();
     link.granted_until(lease.grant().until);
+    // What was asked for before the engine has read anything: an account that is logged out lives only if somebody
+    // wants to link it again.
+    while engine.appetite().commands > 0
+        && let Some((id, command)) = app.command().now_or_never()
+    {
+        engine.handle(Input::Command(id, command), env.now());
+    }
 
     loop {
         // Drain without awaiting: every effect the engine has released, in the engine's order.

@@ -21,10 +21,10 @@ mod stream;
 mod supervise;
 mod transport;
 
-pub use account::{Account, Inbox, Item};
+pub use account::{Account, Inbox, Item, Posted};
 pub use driver::{App, DriveOptions, Effect, drive};
 pub use env::{Env, SystemEnv};
 pub use lease::{AccountLease, Claimed, LeaseKeeper, Standing};
 pub use stream::{ConnectError, Connector, TcpConnector, TcpOrTls};
-pub use supervise::{End, Host, Options, Ownership, Retention, open};
+pub use supervise::{End, Host, Options, Ownership, Retention, account_named, open};
 pub use transport::{Link, MAX_MESSAGE, Moved, ORIGIN};

@@ -10,7 +10,9 @@ use crate::{
 use baton_core::{
     engine::Engine,
     flow::{Config, StopReason},
-    state::{AccountId, Epoch, Incarnation, Micros, Store, StoreError, Table, UnixMillis},
+    state::{
+        AccountId, BusinessId, Epoch, Incarnation, Micros, Store, StoreError, Table, UnixMillis,
+    },
 };
 use std::{collections::VecDeque, convert::Infallible, future::Future};
 use tracing::{info, warn};
@@ -36,6 +38,22 @@ pub fn open<S: Store>(
         }
     };
     (handle, inbox, run)
+}
+
+/// The account of that name in the default business; made if there is none.
+pub async fn account_named<S: Store>(store: &S, name: &str) -> Result<AccountId, StoreError> {
+    let business = BusinessId::default();
+    match store.create_account(&business, name).await {
+        Err(StoreError::Exists) => {
+            let accounts = store.accounts(&business).await?;
+            accounts
+                .into_iter()
+                .find(|account| account.name == name)
+                .map(|account| account.id)
+                .ok_or(StoreError::NoAccount)
+        }
+        made => made,
+    }
 }
 
 /// What the accounts of one process share.
