@@ -226,6 +226,22 @@ mod tests {
         }
     }
 
+    /// Agreements run on a precomputed table of the Edwards curve where a key is used often; the crate that everybody
+    /// uses for X25519 says what must come out.
+    #[test]
+    fn agreements_equal_x25519_dalek() {
+        let mut rng = crate::crypto::Rng::from_seed([42; 32]);
+        for _ in 0..64 {
+            let (a, b) = (rng.bytes::<32>(), rng.bytes::<32>());
+            let theirs = x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(b));
+            let expected = x25519_dalek::StaticSecret::from(a).diffie_hellman(&theirs);
+            let shared = PrivateKey::from_bytes(a)
+                .agree(&PublicKey::from_bytes(theirs.to_bytes()))
+                .unwrap();
+            assert_eq!(shared.as_bytes(), expected.as_bytes());
+        }
+    }
+
     #[test]
     fn low_order_points_are_refused() {
         let private = PrivateKey::from_bytes([7; 32]);

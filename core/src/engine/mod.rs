@@ -51,7 +51,7 @@ use work::{Work, WorkQueue};
 const SCAN_ROWS: u32 = 256;
 
 /// Requests taken from the mailbox at once.
-const MAILBOX_ROWS: u32 = 32;
+const MAILBOX_ROWS: u32 = 1024;
 
 /// How long a stopping engine waits for its last batches.
 const LAST_WORDS: Micros = Micros::from_secs(5);
@@ -187,10 +187,10 @@ impl Engine {
                 .cx
                 .rows
                 .seal(&self.cx.id, self.grant.epoch, self.cx.now.unix)
-            {
-                self.cx.stats.batches += 1;
-                return Output::Commit(batch);
-            }
+        {
+            self.cx.stats.batches += 1;
+            return Output::Commit(batch);
+        }
         if let Some((id, keys)) = self.loads.pop_front() {
             return Output::Load(id, keys);
         }
@@ -367,6 +367,7 @@ impl Engine {
             Some(Reading::Inbox) => inbox::scanned(&mut self.cx, rows),
             Some(Reading::Mailbox) => {
                 self.checking_mailbox = false;
+                self.sends.mailbox_read();
                 self.work.mailbox(&mut self.cx, rows);
             }
             _ => self.cx.protocol_error("rows that were not asked for"),
@@ -440,7 +441,8 @@ impl Engine {
                 self.cx.reply(id, Ok(Reply::Done));
             }
             Command::CheckMailbox => {
-                if !self.checking_mailbox && self.cx.account.is_linked() {
+                let waiting = self.checking_mailbox || self.work.has_mail();
+                if !waiting && self.cx.account.is_linked() {
                     self.checking_mailbox = true;
                     self.scan(Table::Mailbox, None, MAILBOX_ROWS, Reading::Mailbox);
                 }

@@ -89,8 +89,17 @@ impl WorkQueue {
         }
     }
 
-    /// Accepts requests from the mailbox. A request that cannot be read is deleted and reported.
+    /// Whether requests from the mailbox are waiting here: it need not be read again yet.
+    pub(super) fn has_mail(&self) -> bool {
+        self.queue
+            .iter()
+            .any(|work| matches!(work, Work::Accept(None, _)))
+    }
+
+    /// Accepts requests from the mailbox, in the order in which they were made. A request that cannot be read is
+    /// deleted and reported.
     pub(super) fn mailbox(&mut self, cx: &mut Context, rows: Vec<(Key, Row)>) {
+        let mut requests = Vec::new();
         for (key, row) in rows {
             let Key::Mailbox(id) = &key else { continue };
             let request = match &row {
@@ -98,15 +107,17 @@ impl WorkQueue {
                 _ => None,
             };
             match request {
-                Some(request) => {
-                    want(cx, Sends::accept_needs(&request));
-                    self.queue.push_back(Work::Accept(None, request));
-                }
+                Some(request) => requests.push(request),
                 None => {
                     cx.corrupt(key.clone());
                     cx.delete(key);
                 }
             }
+        }
+        requests.sort_by_key(|(order, _)| *order);
+        for (_, request) in requests {
+            want(cx, Sends::accept_needs(&request));
+            self.queue.push_back(Work::Accept(None, request));
         }
     }
 

@@ -220,14 +220,13 @@ pub(crate) fn start_session(
     proof: Option<&[u8]>,
 ) -> bool {
     if let Some(proof) = proof.filter(|_| device.device() != 0)
-        && adv::verify_companion(proof, &bundle.identity).is_err() {
-            cx.protocol_error("a device's proof of identity does not verify");
-            return false;
-        }
+        && adv::verify_companion(proof, &bundle.identity).is_err()
+    {
+        cx.protocol_error("a device's proof of identity does not verify");
+        return false;
+    }
     let key = Key::Session(device.clone());
-    let mut session = cx
-        .read_with(&key, session_from)
-        .unwrap_or_default();
+    let mut session = cx.read_with(&key, session_from).unwrap_or_default();
     let local = cx.account.local();
     if signal::initiate(&mut session, &local, bundle, &mut cx.rng).is_err() {
         cx.protocol_error("a key bundle has a wrong signature");

@@ -19,7 +19,10 @@ use crate::{
 };
 
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "one per engine, and large exactly while it is connected")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one per engine, and large exactly while it is connected"
+)]
 enum State {
     Down,
     Opening,

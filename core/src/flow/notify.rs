@@ -26,9 +26,10 @@ pub(crate) fn notification(cx: &mut Context, stanza: &Node) -> Wish {
     match (kind.as_str(), &from) {
         ("encrypt", Some(from)) if from.is_service() => {
             if let Some(count) = stanza.find("count")
-                && count.get_u64("value").unwrap_or(0) < u64::from(cx.config.pre_keys.low.max(1)) {
-                    wish = Wish::PreKeys;
-                }
+                && count.get_u64("value").unwrap_or(0) < u64::from(cx.config.pre_keys.low.max(1))
+            {
+                wish = Wish::PreKeys;
+            }
         }
         // A new phone: its sessions are worthless, and its companions are gone.
         ("encrypt", Some(from))
@@ -80,10 +81,11 @@ pub(crate) fn information(cx: &mut Context, login: &Login, stanza: &Node) -> Wis
                     .and_then(Node::data)
                     .filter(|info| info.len() <= 4096);
                 if let Some(info) = info
-                    && cx.account.routing_info.as_deref() != Some(info) {
-                        cx.account.routing_info = Some(info.to_vec());
-                        cx.save_account();
-                    }
+                    && cx.account.routing_info.as_deref() != Some(info)
+                {
+                    cx.account.routing_info = Some(info.to_vec());
+                    cx.save_account();
+                }
             }
             "dirty" if login.is_logged_in() => {
                 if let Some(kind) = child.get_string("type") {

@@ -366,9 +366,10 @@ fn pre_key_message(
         .find("device-identity")
         .and_then(Node::data)
         .filter(|_| address.device() != 0)
-        && adv::verify_companion(proof, &message.identity_key).is_err() {
-            return Err(Failure::Retry(RETRY_ADV, true));
-        }
+        && adv::verify_companion(proof, &message.identity_key).is_err()
+    {
+        return Err(Failure::Retry(RETRY_ADV, true));
+    }
     let (session, moved) = session(cx, incoming, address);
     let mut session = session.unwrap_or_else(SessionRecord::new);
     let one_time = message

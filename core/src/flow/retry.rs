@@ -42,9 +42,10 @@ impl Counts {
             return *count;
         }
         if self.order.len() >= REMEMBERED
-            && let Some(oldest) = self.order.pop_front() {
-                self.by_message.remove(&oldest);
-            }
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.by_message.remove(&oldest);
+        }
         self.order.push_back(key.clone());
         self.by_message.insert(key, at_least + 1);
         at_least + 1

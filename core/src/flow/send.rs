@@ -61,6 +61,8 @@ pub(crate) struct Sends {
     /// Sends that are not sealed, by chat.
     queues: BTreeMap<Jid, VecDeque<MessageId>>,
     bytes: usize,
+    /// A request from the mailbox found no room: those behind it wait as well, or they would overtake it.
+    mailbox_full: bool,
 }
 
 /// What a send has to do next.
@@ -158,6 +160,11 @@ impl Sends {
         }
     }
 
+    /// The mailbox is read anew.
+    pub(crate) fn mailbox_read(&mut self) {
+        self.mailbox_full = false;
+    }
+
     /// Rows that [`accept`](Self::accept) reads.
     pub(crate) fn accept_needs(request: &SendRequest) -> Vec<Key> {
         request.id.iter().map(|id| Key::Sent(id.clone())).collect()
@@ -171,11 +178,16 @@ impl Sends {
         request: SendRequest,
     ) {
         let given = request.id.clone();
+        if command.is_none() && self.mailbox_full {
+            return;
+        }
         let result = self.try_accept(cx, request);
         match (command, result) {
             (Some(command), result) => cx.reply(command, result),
             // From the mailbox: what can be tried again stays there.
-            (None, Err(error)) if error.is_retryable() || error == CommandError::NotLinked => {}
+            (None, Err(error)) if error.is_retryable() || error == CommandError::NotLinked => {
+                self.mailbox_full = true
+            }
             (None, result) => {
                 let Some(id) = given else { return };
                 if let Err(error) = result {
@@ -833,8 +845,9 @@ pub fn message_id(user: &str, unix_secs: i64, random: &[u8; 16]) -> MessageId {
 }
 
 /// The row that [`Store::enqueue`](crate::state::Store::enqueue) takes: a request for the owner, under the message id.
+/// Requests that wait together are taken in the order of `order`; a wall clock in microseconds serves.
 #[must_use]
-pub fn mailbox_request(request: &SendRequest) -> Record {
+pub fn mailbox_request(request: &SendRequest, order: u64) -> Record {
     let (text, content) = match &request.content {
         Content::Text(text) => (Some(text.clone()), None),
         Content::Message(bytes) => (None, Some(bytes.to_vec())),
@@ -843,11 +856,12 @@ pub fn mailbox_request(request: &SendRequest) -> Record {
         to: Some(request.to.to_string()),
         text,
         content,
+        order: Some(order),
     })
 }
 
 /// Reads such a row.
-pub(crate) fn mailbox_from(id: MessageId, row: &Record) -> Result<SendRequest, RowError> {
+pub(crate) fn mailbox_from(id: MessageId, row: &Record) -> Result<(u64, SendRequest), RowError> {
     let row: record::Mailbox = codec::decode(row)?;
     let to = row
         .to
@@ -858,11 +872,13 @@ pub(crate) fn mailbox_from(id: MessageId, row: &Record) -> Result<SendRequest, R
         (None, Some(bytes)) => Content::Message(bytes.into()),
         (None, None) => return Err(RowError::Malformed),
     };
-    Ok(SendRequest {
+    let order = row.order.unwrap_or(0);
+    let request = SendRequest {
         id: Some(id),
         to,
         content,
-    })
+    };
+    Ok((order, request))
 }
 
 /// How far a send has come, for those who do not own the account.
@@ -930,8 +946,8 @@ mod tests {
                 content,
             };
             assert_eq!(
-                mailbox_from("3EB0".into(), &mailbox_request(&request)),
-                Ok(request)
+                mailbox_from("3EB0".into(), &mailbox_request(&request, 5)),
+                Ok((5, request))
             );
         }
         assert!(mailbox_from("3EB0".into(), &codec::encode(&record::Mailbox::default())).is_err());

@@ -241,6 +241,9 @@ pub struct Mailbox {
     pub text: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(bytes = "vec", optional, tag = "3")]
     pub content: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// Given by whoever asks: requests to one account are taken in this order.
+    #[prost(uint64, optional, tag = "4")]
+    pub order: ::core::option::Option<u64>,
 }
 /// An event until it is acknowledged; exactly one field is set.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -502,7 +502,7 @@ impl Entry {
     }
 }
 
-/// Flips a bit in the last byte of the first ciphertext: the MAC, so that nothing else about it looks wrong.
+/// Flips a bit of the MAC in the first ciphertext, so that nothing else about it looks wrong. False if there is none.
 fn corrupt(node: &mut Node) -> bool {
     let Content::Nodes(children) = &mut node.content else {
         return false;
@@ -510,13 +510,25 @@ fn corrupt(node: &mut Node) -> bool {
     let Some(enc) = children.iter_mut().find(|child| child.tag == "enc") else {
         return false;
     };
-    let Some(bytes) = enc.data().filter(|bytes| !bytes.is_empty()) else {
+    let mut bytes = enc.data().unwrap_or_default().to_vec();
+    // In a pre-key message the MAC is the end of the message inside, not of the whole.
+    let end = match signal::PreKeyMessage::parse(&bytes) {
+        Ok(outer) if enc.get_str("type") == Some("pkmsg") => {
+            let inner = outer.message.as_slice();
+            bytes
+                .windows(inner.len())
+                .position(|window| window == inner)
+                .map(|at| at + inner.len())
+        }
+        _ => Some(bytes.len()),
+    };
+    let Some(last) = end
+        .and_then(|end| end.checked_sub(1))
+        .and_then(|last| bytes.get_mut(last))
+    else {
         return false;
     };
-    let mut bytes = bytes.to_vec();
-    if let Some(last) = bytes.last_mut() {
-        *last ^= 1;
-    }
+    *last ^= 1;
     enc.content = Content::Bytes(bytes.into());
     true
 }
