@@ -247,9 +247,14 @@ impl App for Desk {
             // The engine is stopping; what still comes is for the next one.
             return std::future::pending().await;
         }
+        let stopping = self.commands.is_closed();
         let request = tokio::select! { biased;
-            () = wished(&mut self.stop) => None,
             request = self.commands.recv() => request,
+            () = wished(&mut self.stop), if !stopping => {
+                // What was posted before is still carried out, nothing new is taken.
+                self.commands.close();
+                self.commands.recv().await
+            }
         };
         self.next_id = self.next_id.wrapping_add(1);
         let id = CommandId(self.next_id);
