@@ -150,7 +150,7 @@ fn a_dead_holder_is_replaced_at_once() {
 #[test]
 fn a_new_file_may_be_opened_by_many_at_once() {
     const OPENERS: usize = 4;
-    for _ in 0..100 {
+    for _ in 0..40 {
         let disk = OnDisk::new();
         let (path, options) = (disk.path(), disk.options());
         let start = std::sync::Barrier::new(OPENERS);

@@ -13,6 +13,7 @@ pub use plan::{Plan, Size};
 
 use crate::setup::Failure;
 use baton_store_sqlite::SqliteStore;
+use baton_tokio::End;
 use ledger::Ledger;
 use node::{Node, Recipe, Said};
 use serde_json::{Value, json};
@@ -328,6 +329,8 @@ impl Stage<'_> {
                 .flatten()
                 .fold(idle, Instant::min);
             tokio::select! { biased;
+                // First, for what is heard in the middle of traffic does not end.
+                () = tokio::time::sleep_until(kill_at.unwrap_or(now)), if kill_at.is_some() => {}
                 said = self.hearing.recv() => match said {
                     Some((node, Some(said))) => self.heard(node, &said).await?,
                     Some((node, None)) => self.died(node).await?,
@@ -461,7 +464,7 @@ impl Stage<'_> {
                     self.taken_over(account, node);
                 }
             }
-            (Some("ended"), _) => {
+            (Some("ended"), _) if said["why"] != End::Shutdown.to_string() => {
                 self.ledger.faults.push(format!(
                     "{name} ended at {}: {}",
                     self.nodes[node].name, said["why"]

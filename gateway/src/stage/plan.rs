@@ -128,18 +128,25 @@ impl Plan {
         let kills: Vec<Kill> = (0..size.kills)
             .map(|n| Kill {
                 after: first + n * part + below(&mut trouble, part),
-                delay: Duration::from_micros(trouble.below(30_000)),
+                // Now in the burst, now somewhere after it.
+                delay: Duration::from_micros(trouble.below(if n % 2 == 0 {
+                    6_000
+                } else {
+                    40_000
+                })),
                 node: below(&mut trouble, size.nodes),
             })
             .collect();
-        // A burst before each kill, so that there is something in flight.
+        // A burst around each kill, so that there is something in flight.
         for kill in &kills {
-            let burst = kill.after.saturating_sub(2 * accounts)..kill.after.min(messages.len());
-            if let Some(at) = messages.get(burst.start).map(|message| message.at) {
+            let first = kill.after.saturating_sub(4 * accounts);
+            if let Some(at) = messages.get(first).map(|message| message.at) {
+                let end = (kill.after + 4 * accounts).min(messages.len());
+                // Later ones stay later.
                 messages
                     .iter_mut()
-                    .take(burst.end)
-                    .skip(burst.start)
+                    .take(end)
+                    .skip(first)
                     .for_each(|message| message.at = at);
             }
         }
