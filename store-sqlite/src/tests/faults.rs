@@ -158,6 +158,39 @@ fn a_full_disk_refuses_the_large_and_takes_the_small() {
     assert_eq!(again, Ok(vec![Outcome::Committed]));
 }
 
+/// The rules of the core come first, so it takes a trigger to make a table refuse a row in the middle of a batch.
+#[test]
+fn what_a_table_refuses_is_rejected_alone() {
+    let harness = OnDisk::new();
+    let store = harness.open();
+    let id = block_on(store.create_account(&business(), "main")).unwrap();
+    let other = block_on(store.create_account(&business(), "other")).unwrap();
+    let epoch = granted(block_on(store.claim(&id, Incarnation(1), HOUR)).unwrap());
+    granted(block_on(store.claim(&other, Incarnation(1), HOUR)).unwrap());
+    let connection = Connection::open(harness.path()).unwrap();
+    let trigger =
+        "CREATE TRIGGER no BEFORE INSERT ON baton_outbox BEGIN SELECT RAISE(ABORT, 'no'); END";
+    connection.execute(trigger, []).unwrap();
+
+    let refused = [(Key::Counters, vec![1]), (Key::Outbox("m".into()), vec![1])];
+    let call = vec![
+        batch(&other, epoch, 1, [(Key::Counters, vec![1])]),
+        batch(&id, epoch, 1, refused),
+        batch(&id, epoch, 1, [(Key::PreKey(1), vec![1])]),
+        batch(&other, epoch, 2, [(Key::PreKey(1), vec![1])]),
+    ];
+    let outcomes = block_on(store.commit(call)).unwrap();
+    assert!(matches!(outcomes[1], Outcome::Rejected(_)), "{outcomes:?}");
+    for n in [0, 2, 3] {
+        assert_eq!(outcomes[n], Outcome::Committed, "batch {n}");
+    }
+    let rows = block_on(store.load(&id, vec![Key::Counters, Key::PreKey(1)])).unwrap();
+    assert_eq!(
+        rows,
+        [Row::Absent, Row::Present(Record(Bytes::from_static(&[1])))]
+    );
+}
+
 #[test]
 fn a_locked_database_is_unavailable_and_comes_back() {
     let harness = OnDisk::new();
