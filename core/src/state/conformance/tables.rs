@@ -150,18 +150,25 @@ pub async fn writing_again_replaces_and_deleting_removes<H: Harness>(harness: H)
     let store = harness.open();
     let mut owner = Owner::create(&store, &business("acme"), "main").await;
     for &table in Table::ALL {
-        for key in samples::keys(table) {
-            owner.write([(key.clone(), Some(record("one")))]).await;
-            owner.write([(key.clone(), Some(record("two")))]).await;
-            assert_eq!(
-                owner.load(&key).await,
-                Row::Present(record("two")),
-                "{key:?}"
-            );
-            owner.write([(key.clone(), None)]).await;
-            assert_eq!(owner.load(&key).await, Row::Absent, "{key:?}");
-            owner.write([(key.clone(), None)]).await;
+        let keys = samples::keys(table);
+        let all = |content: Option<Record>| {
+            keys.clone()
+                .into_iter()
+                .map(move |key| (key, content.clone()))
+        };
+        owner.write(all(Some(record("one")))).await;
+        owner.write(all(Some(record("two")))).await;
+        for (key, row) in keys.iter().zip(load(&store, &owner.id, keys.clone()).await) {
+            assert_eq!(row, Row::Present(record("two")), "{key:?}");
         }
+        // One goes alone and takes no other with it.
+        let victim = keys[keys.len() / 3].clone();
+        owner.write([(victim.clone(), None)]).await;
+        for (key, row) in keys.iter().zip(load(&store, &owner.id, keys.clone()).await) {
+            assert_eq!(row == Row::Absent, *key == victim, "{key:?} is {row:?}");
+        }
+        owner.write(all(None)).await;
+        owner.write(all(None)).await;
         assert_eq!(owner.table(table).await, [], "{}", table.name());
     }
 }
