@@ -1,2 +1,5 @@
-//! A simulated WhatsApp service.
+//! The simulated WhatsApp service, on its own, on a socket, and in a whole simulated world.
+
+pub mod serve;
 pub mod service;
+pub mod world;

@@ -1,0 +1,215 @@
+//! Hashes, HMAC and HKDF.
+//!
+//! [`hmac_sha256`] and [`hkdf_sha256`] are all most callers need. [`HmacKey`] is for the ratchets, where hashing is
+//! most of the work of a message: keying an HMAC costs two compressions of the four a short message takes, and a
+//! chain key is used twice.
+
+use hmac::{Hmac, KeyInit, Mac};
+use md5::Md5;
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+use std::sync::LazyLock;
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+const HASH_LEN: usize = 32;
+const BLOCK_LEN: usize = 64;
+
+/// HKDF-SHA256 (RFC 5869), extract and expand: `N` bytes from the secret `ikm`. An empty salt means none, which is
+/// the same as 32 zero bytes.
+pub fn hkdf_sha256<const N: usize>(salt: &[u8], ikm: &[u8], info: &[u8]) -> Zeroizing<[u8; N]> {
+    const { assert!(N <= 255 * HASH_LEN, "HKDF ends after 255 blocks") };
+    /// Most derivations have no salt; this saves them two compressions.
+    static NO_SALT: LazyLock<HmacKey> = LazyLock::new(|| HmacKey::new(&[]));
+
+    let extracted = Zeroizing::new(if salt.is_empty() {
+        NO_SALT.mac(&[ikm])
+    } else {
+        HmacKey::new(salt).mac(&[ikm])
+    });
+    let expand = HmacKey::new(extracted.as_slice());
+    let mut out = Zeroizing::new([0; N]);
+    let mut block = Zeroizing::new([0; HASH_LEN]);
+    for (index, chunk) in (1..=u8::MAX).zip(out.chunks_mut(HASH_LEN)) {
+        let previous: &[u8] = if index == 1 { &[] } else { block.as_slice() };
+        let next = expand.mac(&[previous, info, &[index]]);
+        *block = next;
+        chunk.copy_from_slice(&block[..chunk.len()]);
+    }
+    out
+}
+
+/// HMAC-SHA256 over the concatenation of `parts`.
+pub fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
+    HmacKey::new(key).mac(parts)
+}
+
+/// A key taken in once and used for several messages.
+pub(crate) struct HmacKey(Hmac<Sha256>);
+
+impl HmacKey {
+    pub(crate) fn new(key: &[u8]) -> Self {
+        let mut block = Zeroizing::new([0; BLOCK_LEN]);
+        if let Some(start) = block.get_mut(..key.len()) {
+            start.copy_from_slice(key);
+        } else {
+            block[..HASH_LEN].copy_from_slice(&sha256(&[key]));
+        }
+        Self(Hmac::new((&*block).into()))
+    }
+
+    pub(crate) fn mac(&self, parts: &[&[u8]]) -> [u8; 32] {
+        let mut mac = self.0.clone();
+        parts.iter().for_each(|part| mac.update(part));
+        mac.finalize().into_bytes().into()
+    }
+}
+
+/// Whether two MACs are equal, in time that depends on their lengths only. Different lengths are unequal.
+pub fn verify_mac(expected: &[u8], got: &[u8]) -> bool {
+    expected.ct_eq(got).into()
+}
+
+/// SHA-256 of the concatenation of `parts`.
+pub fn sha256(parts: &[&[u8]]) -> [u8; 32] {
+    digest::<Sha256>(parts).into()
+}
+
+/// SHA-1 of the concatenation of `parts`: the digest of a key bundle (chapter 06), not a security boundary.
+pub fn sha1(parts: &[&[u8]]) -> [u8; 20] {
+    digest::<Sha1>(parts).into()
+}
+
+/// MD5: the hash of the client's version in registration data, not a security boundary.
+pub fn md5(data: &[u8]) -> [u8; 16] {
+    Md5::digest(data).into()
+}
+
+fn digest<D: Digest>(parts: &[&[u8]]) -> hmac::digest::Output<D> {
+    let mut hash = D::new();
+    parts.iter().for_each(|part| hash.update(part));
+    hash.finalize()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{bytes, hex};
+    use super::*;
+    use serde_json::Value;
+
+    fn misc() -> Value {
+        serde_json::from_str(include_str!("../../tests/vectors/misc.json")).unwrap()
+    }
+
+    /// RFC 4231, cases 2 and 6 (a key longer than a block).
+    #[test]
+    fn hmac_known_answers() {
+        assert_eq!(
+            hmac_sha256(b"Jefe", &[b"what do ya want ", b"for nothing?"]).as_slice(),
+            hex("5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843")
+        );
+        assert_eq!(
+            hmac_sha256(
+                &[0xaa; 131],
+                &[b"Test Using Larger Than Block-Size Key - Hash Key First"]
+            )
+            .as_slice(),
+            hex("60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54")
+        );
+    }
+
+    /// RFC 5869, cases 1 and 3 (no salt, no info).
+    #[test]
+    fn hkdf_known_answers() {
+        let ikm = [0x0b; 22];
+        assert_eq!(
+            hkdf_sha256::<42>(
+                &hex("000102030405060708090a0b0c"),
+                &ikm,
+                &hex("f0f1f2f3f4f5f6f7f8f9")
+            )
+            .as_slice(),
+            hex(
+                "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865"
+            )
+        );
+        let no_salt = hex(
+            "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d9d201395faa4b61a96c8",
+        );
+        assert_eq!(hkdf_sha256::<42>(&[], &ikm, &[]).as_slice(), no_salt);
+        assert_eq!(hkdf_sha256::<42>(&[0; 32], &ikm, &[]).as_slice(), no_salt);
+    }
+
+    /// The chain keys keep their HMAC state across steps; the crate that everybody uses for HKDF says what must come out.
+    #[test]
+    fn hkdf_equals_the_crate() {
+        let mut rng = crate::crypto::Rng::from_seed([5; 32]);
+        for length in [0, 1, 31, 32, 33, 64, 65, 200] {
+            let (mut salt, mut ikm, info) = (vec![0; length], vec![0; 32], rng.bytes::<11>());
+            rng.fill(&mut salt);
+            rng.fill(&mut ikm);
+            let mut expected = [0; 112];
+            hkdf::Hkdf::<Sha256>::new(Some(&salt), &ikm)
+                .expand(&info, &mut expected)
+                .unwrap();
+            assert_eq!(*hkdf_sha256::<112>(&salt, &ikm, &info), expected);
+        }
+    }
+
+    #[test]
+    fn chain_step_vector() {
+        let case = &misc()["chain_key_step"];
+        let chain = HmacKey::new(&bytes(&case["chain_key"]));
+        let seed = chain.mac(&[&[1]]);
+        assert_eq!(seed.as_slice(), bytes(&case["message_seed"]));
+        assert_eq!(
+            chain.mac(&[&[2]]).as_slice(),
+            bytes(&case["next_chain_key"])
+        );
+        assert_eq!(
+            hkdf_sha256::<80>(&[], &seed, b"WhisperMessageKeys").as_slice(),
+            bytes(&case["message_keys_80"])
+        );
+    }
+
+    #[test]
+    fn key_bundle_digest_vector() {
+        let case = &misc()["key_bundle_digest"];
+        let field = |name: &str| bytes(&case[name]);
+        let (identity, signed, signature) = (
+            field("identity"),
+            field("signed_prekey_public"),
+            field("signed_prekey_signature"),
+        );
+        let pre_keys: Vec<u8> = case["prekey_publics"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .flat_map(bytes)
+            .collect();
+        assert_eq!(
+            sha1(&[&identity, &signed, &signature, &pre_keys]).as_slice(),
+            field("sha1")
+        );
+    }
+
+    #[test]
+    fn plain_hashes() {
+        assert_eq!(
+            sha256(&[b"a", b"bc"]).as_slice(),
+            hex("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
+        );
+        assert_eq!(
+            md5(b"abc").as_slice(),
+            hex("900150983cd24fb0d6963f7d28e17f72")
+        );
+    }
+
+    #[test]
+    fn macs_of_other_lengths_differ() {
+        assert!(verify_mac(b"12345678", b"12345678"));
+        assert!(!verify_mac(b"12345678", b"12345679"));
+        assert!(!verify_mac(b"12345678", b"1234567"));
+        assert!(!verify_mac(b"12345678", b""));
+    }
+}

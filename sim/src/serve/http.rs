@@ -1,0 +1,174 @@
+//! The HTTP interface: what a phone's owner does with the thumb, and what a harness wants to read.
+
+use super::Host;
+use crate::service::Now;
+use crate::service::books::Summary;
+use crate::service::faults::Fault;
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+pub(super) async fn serve(
+    host: Arc<Host>,
+    listener: TcpListener,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let app = Router::new()
+        .route("/phone/scan", post(scan))
+        .route("/phone/send", post(send))
+        .route("/phone/add", post(add))
+        .route("/phone/unlink", post(unlink))
+        .route("/fault", post(fault))
+        .route("/books", get(books))
+        .with_state(host);
+    let stop = async move {
+        let _ = stopped.changed().await;
+    };
+    if let Err(error) = axum::serve(listener, app)
+        .with_graceful_shutdown(stop)
+        .await
+    {
+        tracing::error!(%error, "HTTP interface ended");
+    }
+}
+
+#[derive(Deserialize)]
+struct Scan {
+    qr: String,
+    phone: Option<String>,
+}
+
+async fn scan(State(host): State<Arc<Host>>, body: Bytes) -> Answer {
+    let Scan { qr, phone } = parse(&body)?;
+    let scanned = host
+        .act(|service, now| service.scan(&qr, phone.as_deref(), now))
+        .map_err(Refusal::new)?;
+    tracing::info!(jid = %scanned.jid, "scanned");
+    json_answer(&json!({ "jid": scanned.jid.to_string(), "lid": scanned.lid.to_string() }))
+}
+
+#[derive(Deserialize)]
+struct Send {
+    phone: String,
+    to: String,
+    text: String,
+}
+
+async fn send(State(host): State<Arc<Host>>, body: Bytes) -> Answer {
+    let Send { phone, to, text } = parse(&body)?;
+    let sent = host.act(|service, now| service.phone_send(&phone, &to, &text, now));
+    json_answer(&json!({ "id": sent.map_err(Refusal::new)? }))
+}
+
+#[derive(Deserialize)]
+struct Add {
+    phone: String,
+    name: Option<String>,
+}
+
+async fn add(State(host): State<Arc<Host>>, body: Bytes) -> Answer {
+    let Add { phone, name } = parse(&body)?;
+    let lid = host
+        .act(|service, now| service.add_phone(&phone, name.as_deref(), now))
+        .map_err(Refusal::new)?;
+    json_answer(&json!({ "lid": lid.to_string() }))
+}
+
+#[derive(Deserialize)]
+struct Unlink {
+    phone: String,
+    device: u16,
+}
+
+async fn unlink(State(host): State<Arc<Host>>, body: Bytes) -> Answer {
+    let Unlink { phone, device } = parse(&body)?;
+    if host.act(|service, now| service.unlink(&phone, device, now)) {
+        json_answer(&json!({}))
+    } else {
+        Err(Refusal(
+            StatusCode::NOT_FOUND,
+            "there is no such companion".into(),
+        ))
+    }
+}
+
+/// One more word than [`Fault`] knows: `heal` withdraws what has not struck yet.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Order {
+    Fault(Fault),
+    Heal { fault: Heal },
+}
+
+#[derive(Deserialize)]
+enum Heal {
+    #[serde(rename = "heal")]
+    Heal,
+}
+
+async fn fault(State(host): State<Arc<Host>>, body: Bytes) -> Answer {
+    let order: Order = parse(&body)?;
+    host.act(|service, now: Now| match order {
+        Order::Fault(fault) => service.fault(fault, now),
+        Order::Heal { fault: Heal::Heal } => service.heal(),
+    });
+    json_answer(&json!({}))
+}
+
+#[derive(Serialize)]
+struct Overview<'a> {
+    #[serde(flatten)]
+    books: Summary,
+    /// How often each kind of fault really happened.
+    faults: &'a BTreeMap<&'static str, u64>,
+}
+
+async fn books(State(host): State<Arc<Host>>, uri: Uri) -> Answer {
+    let full = uri
+        .query()
+        .is_some_and(|query| query.split('&').any(|pair| pair == "full=1"));
+    host.act(|service, _| {
+        if full {
+            return json_answer(service.books());
+        }
+        let (books, faults) = (service.books().summary(), service.faults().acted());
+        json_answer(&Overview { books, faults })
+    })
+}
+
+type Answer = Result<Response, Refusal>;
+
+struct Refusal(StatusCode, String);
+
+impl Refusal {
+    fn new(error: impl std::fmt::Display) -> Self {
+        Self(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let body = json!({ "error": self.1 }).to_string();
+        (self.0, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+    }
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    serde_json::from_slice(body)
+        .map_err(|error| Refusal(StatusCode::BAD_REQUEST, error.to_string()))
+}
+
+fn json_answer(value: &impl Serialize) -> Answer {
+    let body = serde_json::to_vec(value).map_err(Refusal::new)?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
+}

@@ -1,0 +1,231 @@
+//! Faults to order: what a real service, a bad network or a bad day does to its clients. All off by default.
+//!
+//! A fault is counted where it acts ([`Faults::acted`]): a scenario that planned one and never met it proves nothing.
+
+use super::DeviceId;
+use baton_core::state::Micros;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// One order. In JSON: `{"fault": "corrupt", "device": "15550000001:1", "count": 1}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "fault", rename_all = "snake_case")]
+pub enum Fault {
+    /// Damage the ciphertext of the next `count` messages to `device`.
+    Corrupt {
+        /// The receiver.
+        device: DeviceId,
+        /// How many.
+        count: u32,
+    },
+    /// Lose the next `count` messages to `device` on the way; they come again on its next connection.
+    Drop {
+        /// The receiver.
+        device: DeviceId,
+        /// How many.
+        count: u32,
+    },
+    /// Send the next `count` messages to `device` twice on one connection, which the real service never does.
+    Duplicate {
+        /// The receiver.
+        device: DeviceId,
+        /// How many.
+        count: u32,
+    },
+    /// Hold each of the next `count` messages to `device` back until the one after it was sent.
+    Reorder {
+        /// The receiver.
+        device: DeviceId,
+        /// How many.
+        count: u32,
+    },
+    /// Never ack the next `count` messages from `device`, though they are delivered.
+    WithholdAck {
+        /// The sender.
+        device: DeviceId,
+        /// How many.
+        count: u32,
+    },
+    /// Ack the next `count` messages from `device` only after `micros`.
+    DelayAck {
+        /// The sender.
+        device: DeviceId,
+        /// How many.
+        count: u32,
+        /// How late.
+        micros: u64,
+    },
+    /// Refuse the next `count` messages from `device` with an ack carrying this error.
+    Refuse {
+        /// The sender.
+        device: DeviceId,
+        /// How many.
+        count: u32,
+        /// The code, 479 for example.
+        error: u16,
+    },
+    /// Cut `device`'s connection without a word.
+    Close {
+        /// Whose.
+        device: DeviceId,
+    },
+    /// Send `<stream:error>` and close.
+    StreamError {
+        /// To whom.
+        device: DeviceId,
+        /// The `code`, if any.
+        #[serde(default)]
+        code: Option<u16>,
+        /// The `type` of a `<conflict>` child, if any.
+        #[serde(default)]
+        conflict: Option<String>,
+    },
+    /// Answer the next `count` logins of `device` with `<failure>`.
+    FailLogin {
+        /// Whose.
+        device: DeviceId,
+        /// The `reason`.
+        reason: u16,
+        /// How many.
+        count: u32,
+    },
+    /// Throw away `device`'s one-time pre-keys but the last `keep`.
+    ExpirePreKeys {
+        /// Whose.
+        device: DeviceId,
+        /// How many stay.
+        #[serde(default)]
+        keep: usize,
+    },
+    /// Leave the next `count` IQs of `device` without an answer.
+    IgnoreIq {
+        /// Whose.
+        device: DeviceId,
+        /// How many.
+        count: u32,
+    },
+}
+
+/// Orders not yet carried out, and how many were.
+#[derive(Debug, Default)]
+pub struct Faults {
+    pending: BTreeMap<(DeviceId, Kind), Pending>,
+    acted: BTreeMap<&'static str, u64>,
+}
+
+/// The faults that lie in wait; the others act at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    Corrupt,
+    Drop,
+    Duplicate,
+    Reorder,
+    WithholdAck,
+    DelayAck,
+    Refuse,
+    FailLogin,
+    IgnoreIq,
+}
+
+impl Kind {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Corrupt => "corrupt",
+            Self::Drop => "drop",
+            Self::Duplicate => "duplicate",
+            Self::Reorder => "reorder",
+            Self::WithholdAck => "withhold_ack",
+            Self::DelayAck => "delay_ack",
+            Self::Refuse => "refuse",
+            Self::FailLogin => "fail_login",
+            Self::IgnoreIq => "ignore_iq",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Pending {
+    count: u32,
+    argument: u64,
+}
+
+impl Faults {
+    /// How often each kind of fault really happened.
+    #[must_use]
+    pub fn acted(&self) -> &BTreeMap<&'static str, u64> {
+        &self.acted
+    }
+
+    /// Withdraws everything that has not happened yet: the world heals.
+    pub fn clear(&mut self) {
+        self.pending.clear();
+    }
+
+    pub(super) fn arm(&mut self, device: DeviceId, kind: Kind, count: u32, argument: u64) {
+        if count > 0 {
+            self.pending
+                .insert((device, kind), Pending { count, argument });
+        }
+    }
+
+    pub(super) fn count(&mut self, name: &'static str) {
+        *self.acted.entry(name).or_default() += 1;
+    }
+
+    /// Whether the fault happens now; its argument if it does.
+    pub(super) fn strikes(&mut self, device: &DeviceId, kind: Kind) -> Option<u64> {
+        // The common case, no faults at all, must not cost a key.
+        if self.pending.is_empty() {
+            return None;
+        }
+        let key = (device.clone(), kind);
+        let pending = self.pending.get_mut(&key)?;
+        pending.count -= 1;
+        let argument = pending.argument;
+        if pending.count == 0 {
+            self.pending.remove(&key);
+        }
+        self.count(kind.name());
+        Some(argument)
+    }
+
+    /// As [`Self::strikes`], for a fault whose argument is a time.
+    pub(super) fn delays(&mut self, device: &DeviceId) -> Option<Micros> {
+        self.strikes(device, Kind::DelayAck).map(Micros)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_strikes_as_often_as_ordered() {
+        let (mut faults, device) = (Faults::default(), DeviceId::new("15550000001", 1));
+        faults.arm(device.clone(), Kind::Corrupt, 2, 0);
+        faults.arm(device.clone(), Kind::DelayAck, 1, 7);
+        assert_eq!(
+            faults.strikes(&DeviceId::new("15550000001", 2), Kind::Corrupt),
+            None
+        );
+        assert_eq!(faults.strikes(&device, Kind::Corrupt), Some(0));
+        assert_eq!(faults.strikes(&device, Kind::Corrupt), Some(0));
+        assert_eq!(faults.strikes(&device, Kind::Corrupt), None);
+        assert_eq!(faults.delays(&device), Some(Micros(7)));
+        assert_eq!(faults.acted().get("corrupt"), Some(&2));
+    }
+
+    #[test]
+    fn orders_are_json() {
+        let order = r#"{"fault":"stream_error","device":"15550000001:1","code":503}"#;
+        let fault: Fault = serde_json::from_str(order).expect("parsed");
+        assert_eq!(
+            fault,
+            Fault::StreamError {
+                device: DeviceId::new("15550000001", 1),
+                code: Some(503),
+                conflict: None
+            }
+        );
+    }
+}
