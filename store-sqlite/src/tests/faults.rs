@@ -40,24 +40,6 @@ fn what_cannot_be_opened_says_why() {
 }
 
 #[test]
-fn several_processes_may_open_a_new_file_at_once() {
-    for _ in 0..10 {
-        let harness = OnDisk::new();
-        let stores: Vec<SqliteStore> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..6).map(|_| scope.spawn(|| harness.open())).collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().unwrap())
-                .collect()
-        });
-        for (n, store) in stores.iter().enumerate() {
-            block_on(store.create_account(&business(), &format!("a{n}"))).unwrap();
-        }
-        assert_eq!(block_on(stores[0].accounts(&business())).unwrap().len(), 6);
-    }
-}
-
-#[test]
 fn other_schemas_are_refused() {
     let harness = OnDisk::new();
     drop(harness.open());
