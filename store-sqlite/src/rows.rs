@@ -4,7 +4,10 @@ use crate::{
     database::Failure,
     schema::{self, statements},
 };
-use baton_core::state::{AccountId, Key, Record, Row, Scan, StoreError, UnixMillis};
+use baton_core::{
+    flow::describe_device,
+    state::{AccountId, Key, Record, Row, Scan, StoreError, UnixMillis},
+};
 use bytes::Bytes;
 use rusqlite::{Connection, types::ValueRef};
 
@@ -33,6 +36,15 @@ pub(crate) fn put(
     statement.raw_bind_parameter(3, &record.0[..])?;
     statement.raw_bind_parameter(4, at.0)?;
     schema::bind(&mut statement, 5, key)?;
+    if *key == Key::Device {
+        // For people who look into the file; nothing of ours reads them back. A row that only a newer release
+        // understands has none.
+        let told = describe_device(record).ok();
+        let addresses = told.map_or([None, None], |device| [device.jid, device.lid]);
+        for (at, address) in (5..).zip(addresses) {
+            statement.raw_bind_parameter(at, address.map(|jid| jid.to_string()))?;
+        }
+    }
     statement.raw_execute()?;
     Ok(())
 }
