@@ -499,6 +499,20 @@ mod tests {
     }
 
     #[test]
+    fn reading_does_not_wait_for_writing() {
+        let (_directory, store) = open();
+        let id = block_on(store.create_account(&BusinessId::default(), "main")).unwrap();
+        let (open, gate) = std::sync::mpsc::channel::<()>();
+        let writer = store.hold(gate);
+        assert_eq!(
+            block_on(store.load(&id, vec![Key::Counters])),
+            Ok(vec![Row::Absent])
+        );
+        open.send(()).unwrap();
+        block_on(writer).unwrap();
+    }
+
+    #[test]
     fn the_last_handle_finishes_what_is_queued() {
         let (directory, store) = open();
         for n in 0..100 {

@@ -325,6 +325,16 @@ fn session(cx: &mut Context, incoming: &Incoming, address: &Jid) -> (Option<Sess
     (old, moved)
 }
 
+/// How far a counter may jump. Our own devices may be far ahead after we were offline; a stranger who jumps far makes
+/// us hash for nothing.
+fn limits(incoming: &Incoming) -> signal::Limits {
+    if incoming.from_me {
+        signal::Limits::OWN_DEVICE
+    } else {
+        signal::Limits::PEER
+    }
+}
+
 fn keep(
     cx: &mut Context,
     incoming: &Incoming,
@@ -349,7 +359,13 @@ fn plain_message(
 ) -> Result<Vec<u8>, Failure> {
     let (session, moved) = session(cx, incoming, address);
     let mut session = session.ok_or(DecryptError::NoSession)?;
-    let padded = signal::decrypt(&mut session, &cx.account.local(), bytes, &mut cx.rng)?;
+    let padded = signal::decrypt_within(
+        limits(incoming),
+        &mut session,
+        &cx.account.local(),
+        bytes,
+        &mut cx.rng,
+    )?;
     keep(cx, incoming, address, &session, moved);
     Ok(padded)
 }
@@ -377,7 +393,8 @@ fn pre_key_message(
         .and_then(|id| pre_keys::load(cx, id, true));
     let signed = cx.account.signed_pre_key_by_id(message.signed_pre_key_id);
     let local = cx.account.local();
-    let padded = signal::decrypt_pre_key(
+    let padded = signal::decrypt_pre_key_within(
+        limits(incoming),
         &mut session,
         &local,
         &message,
@@ -450,7 +467,7 @@ fn content(
         .as_ref()
         .filter(|_| incoming.from_me && incoming.sender.device() == 0)
     {
-        from_phone(cx, protocol);
+        from_phone(cx, &incoming.id, protocol);
     }
     let bare = e2e::Message {
         sender_key_distribution_message: message.sender_key_distribution_message,
@@ -492,7 +509,7 @@ fn sender_key(
 }
 
 /// What the own phone tells its companions: keys for app state, LIDs of contacts.
-fn from_phone(cx: &mut Context, protocol: &e2e::ProtocolMessage) {
+fn from_phone(cx: &mut Context, id: &MessageId, protocol: &e2e::ProtocolMessage) {
     let keys = protocol
         .app_state_sync_key_share
         .iter()
@@ -508,6 +525,13 @@ fn from_phone(cx: &mut Context, protocol: &e2e::ProtocolMessage) {
                 Key::AppStateSyncKey(id.into()),
                 codec::wrap(&key.encode_to_vec()),
             );
+        }
+    }
+    if protocol.history_sync_notification.is_some() {
+        // The phone sends the next part only when this one has been received; it is in the event.
+        if let Some(own) = cx.account.jid.as_ref().map(Jid::bare) {
+            let receipt = Node::new("receipt").attr("id", id.clone()).attr("to", own);
+            cx.send(&receipt.attr("type", "hist_sync"));
         }
     }
     let payload = protocol.lid_migration_mapping_sync_message.as_ref();

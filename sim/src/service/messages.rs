@@ -461,16 +461,19 @@ impl Service {
 
     /// Sends one queued stanza, through whatever faults were ordered, and books it.
     fn put(&mut self, to: &DeviceId, conn: ConnId, entry: Entry, offline: Option<u64>, now: Now) {
-        let message = entry.class == Class::Message;
         let mut node = entry.node;
         if let Some(number) = offline {
             node = node.attr("offline", number);
         }
-        let corrupted = message
-            && self.faults.strikes(to, faults::Kind::Corrupt).is_some()
-            && corrupt(&mut node);
-        let dropped = message && self.faults.strikes(to, faults::Kind::Drop).is_some();
-        if let (true, Some(sender)) = (message, &entry.peer) {
+        let sender = match (entry.class, &entry.peer) {
+            (Class::Message, Some(sender)) => sender,
+            _ => return self.send(conn, &node, now),
+        };
+        let corrupted =
+            self.faults.strikes(to, faults::Kind::Corrupt).is_some() && corrupt(&mut node);
+        let dropped = self.faults.strikes(to, faults::Kind::Drop).is_some();
+        let twice = !dropped && self.faults.strikes(to, faults::Kind::Duplicate).is_some();
+        for _ in 0..=usize::from(twice) {
             let delivery = books::Delivery {
                 at: now.into(),
                 conn: Some(conn),
@@ -482,13 +485,9 @@ impl Service {
                 .recipient_mut(sender, &entry.id, to)
                 .deliveries
                 .push(delivery);
-        }
-        if dropped {
-            return;
-        }
-        self.send(conn, &node, now);
-        if message && self.faults.strikes(to, faults::Kind::Duplicate).is_some() {
-            self.send(conn, &node, now);
+            if !dropped {
+                self.send(conn, &node, now);
+            }
         }
     }
 }

@@ -172,16 +172,10 @@ impl Account {
         self.conn.take()
     }
 
-    /// Gives the recorded inputs of the present life to a new engine: its outputs must be the same, byte for byte.
-    /// Returns how many there were.
-    ///
-    /// # Errors
-    ///
-    /// The first difference.
-    pub fn replay(&self, config: Config) -> Result<usize, String> {
-        let Some((grant, seed, born)) = self.birth else {
-            return Err("there is no engine to replay".into());
-        };
+    /// Gives the recorded inputs of the present life to a new engine. Returns it as it is then, and everything it said.
+    #[must_use]
+    pub fn revive(&self, config: Config) -> Option<(Engine, Vec<String>)> {
+        let (grant, seed, born) = self.birth?;
         let mut engine = Engine::new(self.id.clone(), config, grant, seed, born);
         let mut wire = Vec::new();
         let mut outputs = Vec::new();
@@ -190,6 +184,19 @@ impl Account {
             engine.handle(input.input(), *now);
             drain(&mut engine, &mut wire, &mut outputs);
         }
+        Some((engine, outputs))
+    }
+
+    /// Compares what the engine of the present life has said with what a new one says to the same inputs. Returns how
+    /// much that was.
+    ///
+    /// # Errors
+    ///
+    /// The first difference.
+    pub fn replay(&self, config: Config) -> Result<usize, String> {
+        let Some((_, outputs)) = self.revive(config) else {
+            return Err("there is no engine to replay".into());
+        };
         match self.outputs.iter().zip(&outputs).position(|(a, b)| a != b) {
             Some(at) => Err(format!(
                 "output {at} was {}, is {}",
@@ -345,7 +352,7 @@ impl World {
         self.later(Micros(LEASE.0 / 3), Happening::Renew { account, life });
     }
 
-    pub(crate) fn to_engine(&mut self, account: usize, life: u64, input: ToEngine) {
+    pub(crate) fn give(&mut self, account: usize, life: u64, input: ToEngine) {
         if self.accounts[account].life != life {
             return;
         }

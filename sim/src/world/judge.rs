@@ -114,3 +114,19 @@ pub fn judge(world: &World) -> Verdict {
     );
     verdict
 }
+
+impl World {
+    /// What was asked and never seen: (from, to, id).
+    #[must_use]
+    pub fn missing(&self) -> Vec<(usize, usize, String)> {
+        let seen = |to: usize, id: &str| {
+            let mut events = self.accounts[to].events.values();
+            events.any(|event| matches!(event, Event::Message(message) if message.id == id && !message.from_me))
+        };
+        self.asked
+            .iter()
+            .filter(|(_, to, id, _)| !seen(*to, id))
+            .map(|(from, to, id, _)| (*from, *to, id.clone()))
+            .collect()
+    }
+}

@@ -8,6 +8,7 @@
 //! book away, in the middle of whatever was going on.
 
 mod account;
+pub mod chaos;
 mod judge;
 
 pub use account::Account;
@@ -105,6 +106,8 @@ pub enum Step {
     Cut { account: usize },
     /// The service is told to misbehave.
     Fault(service::faults::Fault),
+    /// The service behaves again.
+    Heal,
     /// Store calls of this account take this much longer, from now on.
     Slow { account: usize, by: u64 },
 }
@@ -335,7 +338,7 @@ impl World {
                 account,
                 life,
                 input,
-            } => self.to_engine(account, life, input),
+            } => self.give(account, life, input),
             Happening::Service { conn, bytes } => {
                 self.note(&[b"service", &bytes]);
                 self.service.receive(conn, &bytes, self.service_now());
@@ -404,6 +407,7 @@ impl World {
             Step::Crash { account, pause } => self.crash(account, pause),
             Step::Cut { account } => self.cut(account),
             Step::Fault(fault) => self.service.fault(fault, self.service_now()),
+            Step::Heal => self.service.heal(),
             Step::Slow { account, by } => self.accounts[account].slow = by,
         }
     }
@@ -434,14 +438,14 @@ impl World {
         let life = self.accounts[account].life;
         if let Some(conn) = self.accounts[account].conn.take() {
             self.hang_up(conn);
-            self.to_engine(account, life, ToEngine::Closed);
+            self.give(account, life, ToEngine::Closed);
         }
     }
 
     /// Gives a command to an account's engine, if it has one.
     pub fn command(&mut self, account: usize, command: Command) {
         let life = self.accounts[account].life;
-        self.to_engine(account, life, ToEngine::Command(command));
+        self.give(account, life, ToEngine::Command(command));
     }
 
     /// Links every account: the phones scan the codes as they are shown. Takes a few simulated seconds.
