@@ -21,14 +21,14 @@ use std::{
 use tokio::task::JoinHandle;
 
 /// Longer than anything here takes, on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-pub async fn service() -> SimServer {
+pub(crate) async fn service() -> SimServer {
     SimServer::start(ServeOptions::default()).await.unwrap()
 }
 
 /// An impatient configuration: reconnects in milliseconds.
-pub fn config(server: &SimServer) -> Config {
+pub(crate) fn config(server: &SimServer) -> Config {
     Config {
         limits: Limits::gateway(),
         service: ServiceConfig {
@@ -50,7 +50,7 @@ pub fn config(server: &SimServer) -> Config {
 }
 
 /// Leases of one second.
-pub fn options() -> Options {
+pub(crate) fn options() -> Options {
     Options {
         ttl: Micros::from_secs(1),
         claim_every: Micros::from_millis(50),
@@ -64,20 +64,20 @@ pub fn options() -> Options {
 }
 
 /// One account that this process serves, with a lease keeper of its own: a process within the process.
-pub struct Owner {
-    pub account: Account,
-    pub inbox: Inbox,
-    pub task: JoinHandle<End>,
+pub(crate) struct Owner {
+    pub(crate) account: Account,
+    pub(crate) inbox: Inbox,
+    pub(crate) task: JoinHandle<End>,
     /// Everything that passed by while looking for something else.
-    pub seen: Vec<(EventSeq, Event)>,
+    pub(crate) seen: Vec<(EventSeq, Event)>,
 }
 
 impl Owner {
-    pub fn start<S: Store>(store: &S, id: &AccountId, config: Config) -> Self {
+    pub(crate) fn start<S: Store>(store: &S, id: &AccountId, config: Config) -> Self {
         Self::with(store, id, config, options())
     }
 
-    pub fn with<S: Store>(store: &S, id: &AccountId, config: Config, options: Options) -> Self {
+    pub(crate) fn with<S: Store>(store: &S, id: &AccountId, config: Config, options: Options) -> Self {
         let host = Host::new(
             store.clone(),
             TcpConnector::new(),
@@ -100,7 +100,7 @@ impl Owner {
     }
 
     /// Links by letting the phone of `number` scan, and waits until the account is online.
-    pub async fn link(&mut self, server: &SimServer, number: &str) -> (Jid, Option<Jid>) {
+    pub(crate) async fn link(&mut self, server: &SimServer, number: &str) -> (Jid, Option<Jid>) {
         let linking = {
             let account = self.account.clone();
             tokio::spawn(async move { account.link().await })
@@ -121,14 +121,14 @@ impl Owner {
         linking.await.unwrap().unwrap()
     }
 
-    pub async fn online(&mut self) {
+    pub(crate) async fn online(&mut self) {
         self.until(|item| {
             matches!(item, Item::Notice(Notice::Connection(Connection::Online))).then_some(())
         })
         .await;
     }
 
-    pub async fn owns(&mut self) -> u64 {
+    pub(crate) async fn owns(&mut self) -> u64 {
         self.until(|item| match item {
             Item::Ownership(Ownership::Ours { epoch }) => Some(epoch.0),
             _ => None,
@@ -137,7 +137,7 @@ impl Owner {
     }
 
     /// The next message with text, acknowledged.
-    pub async fn message(&mut self) -> Message {
+    pub(crate) async fn message(&mut self) -> Message {
         let (seq, message) = self
             .until_event(|event| match event {
                 Event::Message(message) if message.text.is_some() => Some((**message).clone()),
@@ -148,7 +148,7 @@ impl Owner {
         message
     }
 
-    pub async fn until_event<T>(
+    pub(crate) async fn until_event<T>(
         &mut self,
         mut pick: impl FnMut(&Event) -> Option<T>,
     ) -> (EventSeq, T) {
@@ -160,7 +160,7 @@ impl Owner {
     }
 
     /// Reads on until `pick` finds something.
-    pub async fn until<T>(&mut self, mut pick: impl FnMut(&Item) -> Option<T>) -> T {
+    pub(crate) async fn until<T>(&mut self, mut pick: impl FnMut(&Item) -> Option<T>) -> T {
         let search = async {
             loop {
                 let Some(item) = self.inbox.next().await else {
@@ -180,11 +180,11 @@ impl Owner {
             .expect("in time")
     }
 
-    pub async fn send(&self, id: &str, to: &str, text: &str) -> MessageId {
+    pub(crate) async fn send(&self, id: &str, to: &str, text: &str) -> MessageId {
         self.account.send(request(id, to, text)).await.unwrap()
     }
 
-    pub async fn end(mut self) -> End {
+    pub(crate) async fn end(mut self) -> End {
         self.account.shutdown();
         let end = tokio::time::timeout(PATIENCE, &mut self.task)
             .await
@@ -193,12 +193,12 @@ impl Owner {
     }
 
     /// As `kill -9` would: nothing is said, nothing is given back.
-    pub fn kill(self) {
+    pub(crate) fn kill(self) {
         self.task.abort();
     }
 }
 
-pub fn request(id: &str, to: &str, text: &str) -> SendRequest {
+pub(crate) fn request(id: &str, to: &str, text: &str) -> SendRequest {
     SendRequest {
         id: Some(id.into()),
         to: Jid::pn(to).unwrap(),
@@ -207,7 +207,7 @@ pub fn request(id: &str, to: &str, text: &str) -> SendRequest {
 }
 
 /// `baton` with the flags that all verbs take.
-pub fn baton(server: Option<&SimServer>, store: &Path, arguments: &[&str]) -> Command {
+pub(crate) fn baton(server: Option<&SimServer>, store: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_baton"));
     command
         .args(arguments)
@@ -227,14 +227,14 @@ pub fn baton(server: Option<&SimServer>, store: &Path, arguments: &[&str]) -> Co
 }
 
 /// Runs it without blocking the service that it talks to.
-pub async fn run(mut command: Command) -> Output {
+pub(crate) async fn run(mut command: Command) -> Output {
     tokio::task::spawn_blocking(move || command.output())
         .await
         .unwrap()
         .unwrap()
 }
 
-pub fn objects(output: &[u8]) -> Vec<Value> {
+pub(crate) fn objects(output: &[u8]) -> Vec<Value> {
     String::from_utf8_lossy(output)
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
