@@ -346,18 +346,6 @@ impl Client {
         })
     }
 
-    /// The ack of what was just sent, taken out.
-    pub fn expect_ack(&mut self, world: &mut World, class: &str, id: &str) -> Node {
-        self.read(world);
-        let wanted = |node: &Node| {
-            node.tag() == "ack"
-                && node.get_str("class") == Some(class)
-                && node.get_str("id") == Some(id)
-        };
-        let at = self.inbox.iter().position(wanted);
-        self.inbox.remove(at.expect("an ack")).expect("just found")
-    }
-
     /// All stanzas with this tag, taken out.
     pub fn all(&mut self, world: &mut impl Net, tag: &str) -> Vec<Node> {
         let nodes = std::mem::take(self.read(world));
