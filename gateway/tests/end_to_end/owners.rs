@@ -3,7 +3,7 @@
 
 use crate::support::{Owner, config, options, request, service};
 use baton_core::{
-    flow::{Command, Event, StopReason},
+    flow::{Command, Event, Notice, Reply, StopReason},
     state::{AccountId, Micros, Store as _, memory::MemoryStore},
 };
 use baton_tokio::{End, Host, Item, Options, Ownership, SystemEnv, TcpConnector, account_named};
@@ -32,6 +32,7 @@ async fn an_account_is_handed_over_without_a_pause() {
     let begin = Instant::now();
     assert_eq!(first.end().await, End::Shutdown);
     second.online().await;
+    println!("handed over in {:?}", begin.elapsed());
     assert!(
         begin.elapsed() < Duration::from_millis(900),
         "no lease was waited for: {:?}",
@@ -121,6 +122,52 @@ async fn a_killed_owner_loses_nothing() {
     }
     assert_eq!(alice.end().await, End::Shutdown);
     assert_eq!(bob.end().await, End::Shutdown);
+    let service = server.service();
+    assert_eq!(service.lock().unwrap().books().violations(), []);
+}
+
+/// Killed at any moment of linking, an account is linked or it is not; what follows is the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_link_is_whole_or_not_there() {
+    let server = service().await;
+    let store = memory();
+    for (n, millis) in [0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 50]
+        .into_iter()
+        .enumerate()
+    {
+        let id = account(&store, &format!("a{n}")).await;
+        let number = format!("1555000{n:04}");
+        let mut owner = Owner::start(&store, &id, config(&server));
+        let linking = owner.account.post(Command::Link).await;
+        let qr = owner
+            .until(|item| match item {
+                Item::Notice(Notice::Qr { text, .. }) => Some(text.clone()),
+                _ => None,
+            })
+            .await;
+        server
+            .with(|service, now| service.scan(&qr, Some(&number), now))
+            .unwrap();
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        owner.kill();
+        let promised = matches!(linking.await, Ok(Reply::Linked { .. }));
+
+        let mut owner = Owner::start(&store, &id, config(&server));
+        if promised {
+            owner.online().await;
+        } else {
+            owner.link(&server, &number).await;
+        }
+        server
+            .with(|service, now| service.phone_send(&number, &number, "to myself", now))
+            .unwrap();
+        let note = owner.message().await;
+        assert_eq!(
+            (note.text.as_deref(), note.from_me),
+            (Some("to myself"), true)
+        );
+        assert_eq!(owner.end().await, End::Shutdown);
+    }
     let service = server.service();
     assert_eq!(service.lock().unwrap().books().violations(), []);
 }

@@ -77,7 +77,12 @@ impl Owner {
         Self::with(store, id, config, options())
     }
 
-    pub(crate) fn with<S: Store>(store: &S, id: &AccountId, config: Config, options: Options) -> Self {
+    pub(crate) fn with<S: Store>(
+        store: &S,
+        id: &AccountId,
+        config: Config,
+        options: Options,
+    ) -> Self {
         let host = Host::new(
             store.clone(),
             TcpConnector::new(),

@@ -321,7 +321,7 @@ async fn a_message_that_cannot_be_sent_fails_and_says_why() {
             "--json",
         ],
     );
-    server.shutdown().await;
+    server.shutdown().await.unwrap();
     let output = run(command).await;
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(

@@ -1,10 +1,12 @@
 //! Leases on a clock that the tests own.
 
 use baton_core::state::{
-    AccountId, AccountInfo, Batch, BusinessId, Claim, Epoch, Incarnation, Key, MessageId, Micros, Outcome, Record,
-    Renewal, Row, Scan, Store, StoreError, Table, UnixMillis, memory::MemoryStore,
+    AccountId, AccountInfo, Batch, BusinessId, Claim, Epoch, Incarnation, Key, MessageId, Micros,
+    Outcome, Record, Renewal, Row, Scan, Store, StoreError, Table, UnixMillis, memory::MemoryStore,
 };
-use baton_tokio::{AccountLease, Claimed, Env as _, LeaseKeeper, Standing, SystemEnv, account_named};
+use baton_tokio::{
+    AccountLease, Claimed, Env as _, LeaseKeeper, Standing, SystemEnv, account_named,
+};
 use std::{
     sync::{
         Arc, Mutex,
@@ -30,7 +32,8 @@ const TTL: Micros = Micros::from_secs(6);
 fn slow() -> (Slow, SystemEnv) {
     let env = SystemEnv::new();
     let origin = Instant::now();
-    let inner = MemoryStore::new(move || Micros(u64::try_from(origin.elapsed().as_micros()).unwrap()));
+    let inner =
+        MemoryStore::new(move || Micros(u64::try_from(origin.elapsed().as_micros()).unwrap()));
     let store = Slow {
         inner,
         env: env.clone(),
@@ -51,13 +54,22 @@ impl Store for Slow {
     async fn commit(&self, batches: Vec<Batch>) -> Result<Vec<Outcome>, StoreError> {
         self.inner.commit(batches).await
     }
-    async fn create_account(&self, business: &BusinessId, name: &str) -> Result<AccountId, StoreError> {
+    async fn create_account(
+        &self,
+        business: &BusinessId,
+        name: &str,
+    ) -> Result<AccountId, StoreError> {
         self.inner.create_account(business, name).await
     }
     async fn accounts(&self, business: &BusinessId) -> Result<Vec<AccountInfo>, StoreError> {
         self.inner.accounts(business).await
     }
-    async fn claim(&self, account: &AccountId, who: Incarnation, ttl: Micros) -> Result<Claim, StoreError> {
+    async fn claim(
+        &self,
+        account: &AccountId,
+        who: Incarnation,
+        ttl: Micros,
+    ) -> Result<Claim, StoreError> {
         sleep(Duration::from_millis(self.takes_ms.load(Ordering::SeqCst))).await;
         self.inner.claim(account, who, ttl).await
     }
@@ -67,14 +79,22 @@ impl Store for Slow {
         leases: Vec<(AccountId, Epoch)>,
         ttl: Micros,
     ) -> Result<Vec<Renewal>, StoreError> {
-        self.renewals.lock().unwrap().push((self.env.now().mono, leases.len()));
+        self.renewals
+            .lock()
+            .unwrap()
+            .push((self.env.now().mono, leases.len()));
         sleep(Duration::from_millis(self.takes_ms.load(Ordering::SeqCst))).await;
         if self.fails.load(Ordering::SeqCst) {
             return Err(StoreError::Unavailable("told to".into()));
         }
         self.inner.renew(who, leases, ttl).await
     }
-    async fn release(&self, account: &AccountId, who: Incarnation, epoch: Epoch) -> Result<(), StoreError> {
+    async fn release(
+        &self,
+        account: &AccountId,
+        who: Incarnation,
+        epoch: Epoch,
+    ) -> Result<(), StoreError> {
         self.inner.release(account, who, epoch).await
     }
     async fn enqueue(
@@ -97,7 +117,10 @@ impl Store for Slow {
     }
 }
 
-async fn claim(keeper: &LeaseKeeper<Slow, SystemEnv>, account: &AccountId) -> AccountLease<Slow, SystemEnv> {
+async fn claim(
+    keeper: &LeaseKeeper<Slow, SystemEnv>,
+    account: &AccountId,
+) -> AccountLease<Slow, SystemEnv> {
     match keeper.claim(account).await.unwrap() {
         Claimed::Ours(lease) => lease,
         Claimed::Held { by, .. } => panic!("held by {by:?}"),
@@ -123,7 +146,9 @@ async fn all_leases_are_renewed_together_three_times_within_each() {
     assert!((29..=31).contains(&renewals.len()), "{}", renewals.len());
     assert!(renewals.iter().all(|(_, accounts)| *accounts == 3));
     for lease in &leases {
-        assert!(matches!(lease.standing(), Standing::Until(until) if until > env.now().mono.plus(Micros::from_secs(3))));
+        assert!(
+            matches!(lease.standing(), Standing::Until(until) if until > env.now().mono.plus(Micros::from_secs(3)))
+        );
     }
     // Dropped ones are not renewed any more, and the last one's end ends the calls.
     leases.truncate(1);
@@ -170,7 +195,9 @@ async fn no_answer_is_not_a_loss() {
     sleep(Duration::from_secs(4)).await;
     assert_eq!(lease.standing(), Standing::Until(until));
     store.takes_ms.store(0, Ordering::SeqCst);
-    let Standing::Until(renewed) = lease.changed().await else { panic!("lost") };
+    let Standing::Until(renewed) = lease.changed().await else {
+        panic!("lost")
+    };
     assert!(renewed > until);
 }
 
@@ -181,14 +208,20 @@ async fn a_loss_is_told_once_and_names_the_epoch() {
     let keeper = LeaseKeeper::new(store.clone(), env.clone(), TTL);
     let mut lease = claim(&keeper, &account).await;
     let other = LeaseKeeper::new(store.clone(), env.clone(), TTL);
-    assert!(matches!(other.claim(&account).await, Ok(Claimed::Held { by, .. }) if by == keeper.who()));
+    assert!(
+        matches!(other.claim(&account).await, Ok(Claimed::Held { by, .. }) if by == keeper.who())
+    );
     sleep(Duration::from_secs(7)).await;
     let theirs = claim(&other, &account).await;
     assert!(theirs.epoch() > lease.epoch());
     let _running = run(&keeper);
     assert_eq!(lease.changed().await, Standing::Lost { by: theirs.epoch() });
     assert_eq!(lease.grant().until, Micros(0));
-    assert!(tokio::time::timeout(Duration::from_secs(60), lease.changed()).await.is_err());
+    assert!(
+        tokio::time::timeout(Duration::from_secs(60), lease.changed())
+            .await
+            .is_err()
+    );
     assert!(matches!(theirs.check().await, Ok(Standing::Until(_))));
 }
 
@@ -204,11 +237,18 @@ async fn a_released_account_is_free_at_once() {
     // The old keeper does not renew what it gave back, and its own next claim is polite.
     sleep(Duration::from_secs(3)).await;
     assert!(matches!(theirs.check().await, Ok(Standing::Until(_))));
-    assert!(matches!(keeper.claim(&account).await, Ok(Claimed::Held { .. })));
+    assert!(matches!(
+        keeper.claim(&account).await,
+        Ok(Claimed::Held { .. })
+    ));
     // A claim of the holder ends the lease before it.
     let again = claim(&other, &account).await;
     assert!(again.epoch() > theirs.epoch());
-    assert_eq!(theirs.check().await, Ok(Standing::Until(theirs.grant().until)), "an answer about the past is dropped");
+    assert_eq!(
+        theirs.check().await,
+        Ok(Standing::Until(theirs.grant().until)),
+        "an answer about the past is dropped"
+    );
     drop(theirs);
     assert!(matches!(again.check().await, Ok(Standing::Until(_))));
 }

@@ -38,7 +38,13 @@ fn endpoint() -> Endpoint {
 }
 
 /// A link that is up, and the other end of it.
-async fn up(buffer: usize) -> (Link<Pipes, SystemEnv>, WebSocketStream<DuplexStream>, SystemEnv) {
+async fn up(
+    buffer: usize,
+) -> (
+    Link<Pipes, SystemEnv>,
+    WebSocketStream<DuplexStream>,
+    SystemEnv,
+) {
     let (ours, theirs) = tokio::io::duplex(buffer);
     let pipes = Pipes::default();
     pipes.0.lock().unwrap().push(ours);
@@ -52,7 +58,9 @@ async fn up(buffer: usize) -> (Link<Pipes, SystemEnv>, WebSocketStream<DuplexStr
         assert_eq!(request.headers()["host"], "service.test");
         Ok(response)
     };
-    let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
+    let config = WebSocketConfig::default()
+        .max_message_size(None)
+        .max_frame_size(None);
     let accept = accept_hdr_async_with_config(theirs, check, Some(config));
     let (moved, server) = tokio::join!(link.next(true), accept);
     assert!(matches!(moved, Moved::Opened), "{moved:?}");
@@ -74,9 +82,20 @@ async fn one_transmit_is_one_binary_message() {
     }
     let mut nothing = Vec::new();
     link.queue(&mut nothing);
-    let read = async { [server.next().await.unwrap().unwrap(), server.next().await.unwrap().unwrap()] };
+    let read = async {
+        [
+            server.next().await.unwrap().unwrap(),
+            server.next().await.unwrap().unwrap(),
+        ]
+    };
     let messages = tokio::select! { messages = read => messages, moved = link.next(true) => panic!("{moved:?}") };
-    assert_eq!(messages, [Message::binary(&b"first"[..]), Message::binary(&b"second, a longer one"[..])]);
+    assert_eq!(
+        messages,
+        [
+            Message::binary(&b"first"[..]),
+            Message::binary(&b"second, a longer one"[..])
+        ]
+    );
 
     server.send(Message::Ping("x".into())).await.unwrap();
     server.send(Message::binary(&b"hello"[..])).await.unwrap();
@@ -88,7 +107,11 @@ async fn one_transmit_is_one_binary_message() {
     assert!(!closed(link.next(true).await).is_empty());
     // Down: nothing happens, and nothing is taken in.
     link.queue(&mut b"lost".to_vec());
-    assert!(tokio::time::timeout(Duration::from_millis(20), link.next(true)).await.is_err());
+    assert!(
+        tokio::time::timeout(Duration::from_millis(20), link.next(true))
+            .await
+            .is_err()
+    );
 }
 
 #[tokio::test]
@@ -104,7 +127,10 @@ async fn text_and_oversized_messages_end_the_connection() {
             server
         });
         let moved = link.next(true).await;
-        assert_eq!(matches!(&moved, Moved::Received(bytes) if bytes.len() == size), fits);
+        assert_eq!(
+            matches!(&moved, Moved::Received(bytes) if bytes.len() == size),
+            fits
+        );
         drop(link);
         sending.await.unwrap();
     }
@@ -119,12 +145,18 @@ async fn neither_direction_blocks_the_other() {
     for _ in 0..64 {
         link.queue(&mut vec![1; 4096]);
     }
-    server.send(Message::binary(&b"still heard"[..])).await.unwrap();
+    server
+        .send(Message::binary(&b"still heard"[..]))
+        .await
+        .unwrap();
     assert!(matches!(link.next(true).await, Moved::Received(bytes) if bytes == "still heard"));
 
     // Now the service reads, and we do not.
     let (mut sink, mut stream) = server.split();
-    let flood = tokio::spawn(async move { while sink.send(Message::binary(vec![2; 4096])).await.is_ok() {} });
+    let flood =
+        tokio::spawn(
+            async move { while sink.send(Message::binary(vec![2; 4096])).await.is_ok() {} },
+        );
     let read = async {
         for _ in 0..64 {
             assert_eq!(stream.next().await.unwrap().unwrap().len(), 4096);
@@ -177,7 +209,11 @@ async fn a_close_lets_the_last_words_out() {
         let _ = server.send(Message::binary(&b"too late"[..])).await;
         let words = server.next().await.unwrap().unwrap();
         let goodbye = server.next().await.unwrap().unwrap();
-        (words.len(), matches!(goodbye, Message::Close(_)), server.next().await.is_none())
+        (
+            words.len(),
+            matches!(goodbye, Message::Close(_)),
+            server.next().await.is_none(),
+        )
     });
     assert_eq!(closed(link.next(true).await), "closed");
     assert_eq!(served.await.unwrap(), (100_000, true, true));
@@ -198,7 +234,11 @@ async fn connecting_takes_20_seconds_at_most() {
     let mut link = Link::new(Pipes::default(), env.clone());
     link.open(endpoint());
     // Dropping the wait and waiting again changes nothing.
-    assert!(tokio::time::timeout(Duration::from_secs(5), link.next(true)).await.is_err());
+    assert!(
+        tokio::time::timeout(Duration::from_secs(5), link.next(true))
+            .await
+            .is_err()
+    );
     assert_eq!(closed(link.next(true).await), "no connection within 20 s");
     assert_eq!(env.now().mono.0 / 1_000_000, 20);
     // A close before there is a connection is answered too.

@@ -25,7 +25,10 @@ async fn serve() -> (TcpListener, TlsAcceptor, String) {
         .with_single_cert(vec![CertificateDer::from(CERTIFICATE)], key)
         .unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("wss://localhost:{}/ws/chat", listener.local_addr().unwrap().port());
+    let url = format!(
+        "wss://localhost:{}/ws/chat",
+        listener.local_addr().unwrap().port()
+    );
     (listener, TlsAcceptor::from(Arc::new(config)), url)
 }
 
