@@ -1,10 +1,11 @@
 //! `baton link`, `send` and `tail` as processes, and what they say when they cannot.
 
 use crate::support::{Owner, PATIENCE, baton, config, objects, run, service};
-use baton_core::state::{Micros, memory::MemoryStore};
+use baton_core::state::{Claim, Incarnation, Micros, Store as _, memory::MemoryStore};
+use baton_store_sqlite::{Options, SqliteStore};
 use serde_json::Value;
 use sim::serve::SimServer;
-use std::{path::Path, process::Stdio};
+use std::{path::Path, process::Stdio, time::Duration};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader, Lines},
     process::{Child, ChildStdout, Command},
@@ -46,6 +47,10 @@ impl Talking {
         tokio::time::timeout(PATIENCE, search)
             .await
             .expect("in time")
+    }
+
+    async fn until_text(&mut self, text: &str) {
+        self.until_that(|object| object["text"] == text).await;
     }
 
     async fn status(mut self) -> Option<i32> {
@@ -183,6 +188,77 @@ async fn link_then_send_then_tail() {
     );
 }
 
+/// A process that is frozen keeps its lock file and its connection; the lease runs out all the same, and when the
+/// process wakes up it finds that it owns nothing.
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_process_is_replaced_and_does_not_fight() {
+    let server = service().await;
+    let directory = tempfile::tempdir().unwrap();
+    let store = directory.path().join("baton.db");
+    link(&server, &store, "shop", "15550000001").await;
+    let say = |text: &str| {
+        server
+            .with(|service, now| service.add_phone("15550000002", None, now))
+            .unwrap();
+        server
+            .with(|service, now| service.phone_send("15550000002", "15550000001", text, now))
+            .unwrap();
+    };
+    let signal = |process: &Talking, name: &str| {
+        let id = process.child.id().unwrap().to_string();
+        assert!(
+            std::process::Command::new("kill")
+                .args([name, &id])
+                .status()
+                .unwrap()
+                .success()
+        );
+    };
+    let online = |object: &Value| object["state"] == "online";
+
+    let mut first = Talking::start(baton(Some(&server), &store, &["tail", "shop"]));
+    first.until_that(online).await;
+    // A process that is frozen in the middle of a write keeps SQLite's lock, and nobody can write until it goes on:
+    // the one case in which nothing but its death helps. This is about the others.
+    let options = Options {
+        busy: Duration::from_millis(200),
+        ..Options::default()
+    };
+    let probe = SqliteStore::open(&store, options).unwrap();
+    let id = baton_tokio::account_named(&probe, "shop").await.unwrap();
+    loop {
+        signal(&first, "-STOP");
+        match probe.claim(&id, Incarnation(7), Micros::from_secs(6)).await {
+            Ok(Claim::Held { .. }) => break,
+            Ok(Claim::Granted(lease)) => panic!("{lease:?} of an account that is held"),
+            Err(_locked) => {
+                signal(&first, "-CONT");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    let begin = std::time::Instant::now();
+    say("while it sleeps");
+    let mut second = Talking::start(baton(Some(&server), &store, &["tail", "shop"]));
+    second.until_text("while it sleeps").await;
+    let took = begin.elapsed();
+    println!("taken over from a frozen process in {took:?}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+
+    signal(&first, "-CONT");
+    say("after it woke up");
+    second.until_text("after it woke up").await;
+    // It neither shows messages nor takes the account back, until the second gives it up.
+    signal(&second, "-TERM");
+    assert_eq!(second.status().await, Some(0));
+    say("and now it is its own again");
+    let next = first.until_that(|object| object["text"].is_string()).await;
+    assert_eq!(next["text"], "and now it is its own again");
+    let service = server.service();
+    assert_eq!(service.lock().unwrap().books().violations(), []);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_begin_is_status_2_and_one_sentence() {
     let server = service().await;
@@ -288,6 +364,65 @@ async fn what_cannot_begin_is_status_2_and_one_sentence() {
         assert_eq!(said.trim_end().lines().count(), 1, "{arguments:?}: {said}");
         assert_eq!(output.stdout, b"", "{arguments:?}");
     }
+}
+
+/// What is not an order is answered and changes nothing; the end of the input ends the process properly.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_survives_nonsense_on_its_input() {
+    use tokio::io::AsyncWriteExt as _;
+    let server = service().await;
+    let directory = tempfile::tempdir().unwrap();
+    let store = directory.path().join("baton.db");
+    let mut command = baton(Some(&server), &store, &["host", "--accounts", "a,b"]);
+    command.stdin(Stdio::piped());
+    let mut host = Talking::start(command);
+    assert_eq!(host.until("ready").await["accounts"], 2);
+    let mut input = host.child.stdin.take().unwrap();
+    for (line, said) in [
+        ("nonsense", "not an order"),
+        ("", "not an order"),
+        (r#"{"link": {"account": "c"}}"#, "no account \"c\" here"),
+        (
+            r#"{"send": {"account": "a", "id": "X", "to": "+1", "text": 7}}"#,
+            "not an order",
+        ),
+        (r#"{"fly": {"account": "a"}}"#, "not an order"),
+    ] {
+        input
+            .write_all(format!("{line}\n").as_bytes())
+            .await
+            .unwrap();
+        let error = host.until("error").await;
+        assert!(error["error"].as_str().unwrap().contains(said), "{error}");
+    }
+    for (line, said) in [
+        (
+            r#"{"send": {"account": "a", "id": "X", "to": "nobody", "text": "x"}}"#,
+            "not a recipient",
+        ),
+        (
+            r#"{"send": {"account": "a", "id": "X", "to": "15550000001", "text": "x"}}"#,
+            "not linked",
+        ),
+        (r#"{"ack": {"account": "b", "seq": 99}}"#, "not shown"),
+    ] {
+        input
+            .write_all(format!("{line}\n").as_bytes())
+            .await
+            .unwrap();
+        let reply = host.until_that(|object| object["reply"].is_string()).await;
+        assert_eq!(reply["ok"], false);
+        assert!(reply["error"].as_str().unwrap().contains(said), "{reply}");
+    }
+    input
+        .write_all(br#"{"link": {"account": "b"}}"#)
+        .await
+        .unwrap();
+    drop(input);
+    // Half a line at the end is a line.
+    host.until_that(|object| object["event"] == "connection" && object["account"] == "b")
+        .await;
+    assert_eq!(host.status().await, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
