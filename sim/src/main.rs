@@ -41,6 +41,9 @@ struct Serve {
     /// Seed of all keys, 64 hex digits, for a run that is to be repeated.
     #[arg(long, value_name = "HEX", value_parser = parse_seed)]
     seed: Option<[u8; 32]>,
+    /// Give clients routing information, which some send with their next connection.
+    #[arg(long)]
+    edge_routing: bool,
     /// Send no app-state key and no history to new companions.
     #[arg(long)]
     no_bootstrap: bool,
@@ -76,6 +79,7 @@ async fn run(serve: Serve) -> Result<(), Box<dyn std::error::Error>> {
         ..ServeOptions::default()
     };
     options.service.bootstrap = !serve.no_bootstrap;
+    options.service.edge_routing = serve.edge_routing;
     let (mut terminate, mut interrupt) = (
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
@@ -94,7 +98,7 @@ async fn run(serve: Serve) -> Result<(), Box<dyn std::error::Error>> {
         _ = interrupt.recv() => {}
     }
     tracing::info!("stopping");
-    server.shutdown().await;
+    server.shutdown().await?;
     Ok(())
 }
 

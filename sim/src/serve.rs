@@ -98,6 +98,7 @@ pub struct SimServer {
     pub root_public_key: PublicKey,
     host: Arc<Host>,
     tasks: JoinSet<()>,
+    store: Option<Arc<state::Directory>>,
     stop: watch::Sender<bool>,
 }
 
@@ -110,9 +111,13 @@ impl SimServer {
         getrandom::fill(&mut seed).map_err(ServeError::Seed)?;
         let seed = options.seed.unwrap_or(seed);
         let clock = Clock::start();
-        let store = options.state.map(state::Directory::open).transpose()?;
+        let store = options
+            .state
+            .map(state::Directory::open)
+            .transpose()?
+            .map(Arc::new);
         let service = match store
-            .as_ref()
+            .as_deref()
             .map(state::Directory::load)
             .transpose()?
             .flatten()
@@ -140,7 +145,7 @@ impl SimServer {
         tasks.spawn(socket::accept(Arc::clone(&host), listener, stopped.clone()));
         tasks.spawn(http::serve(Arc::clone(&host), phone, stopped.clone()));
         tasks.spawn(tick(Arc::clone(&host), stopped.clone()));
-        if let Some(store) = store {
+        if let Some(store) = store.clone() {
             tasks.spawn(state::keep(Arc::clone(&host), store, stopped));
         }
         Ok(Self {
@@ -149,6 +154,7 @@ impl SimServer {
             root_public_key,
             host,
             tasks,
+            store,
             stop,
         })
     }
@@ -165,10 +171,15 @@ impl SimServer {
         Arc::clone(&self.host.service)
     }
 
-    /// Closes all connections, saves, and returns when everything has ended.
-    pub async fn shutdown(mut self) {
+    /// Closes all connections, and saves when everything has ended.
+    pub async fn shutdown(mut self) -> Result<(), StateError> {
+        // Whoever does not listen any more has ended already.
         let _ = self.stop.send(true);
         while self.tasks.join_next().await.is_some() {}
+        match &self.store {
+            Some(store) => store.save(&self.host.lock().save()),
+            None => Ok(()),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::Host;
 use crate::service::Now;
+use crate::service::books::Summary;
 use crate::service::faults::Fault;
 use axum::Router;
 use axum::body::Bytes;
@@ -12,6 +13,7 @@ use axum::routing::{get, post};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -123,16 +125,24 @@ async fn fault(State(host): State<Arc<Host>>, body: Bytes) -> Answer {
     json_answer(&json!({}))
 }
 
+#[derive(Serialize)]
+struct Overview<'a> {
+    #[serde(flatten)]
+    books: Summary,
+    /// How often each kind of fault really happened.
+    faults: &'a BTreeMap<&'static str, u64>,
+}
+
 async fn books(State(host): State<Arc<Host>>, uri: Uri) -> Answer {
     let full = uri
         .query()
         .is_some_and(|query| query.split('&').any(|pair| pair == "full=1"));
     host.act(|service, _| {
         if full {
-            json_answer(service.books())
-        } else {
-            json_answer(&service.books().summary())
+            return json_answer(service.books());
         }
+        let (books, faults) = (service.books().summary(), service.faults().acted());
+        json_answer(&Overview { books, faults })
     })
 }
 

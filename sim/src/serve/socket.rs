@@ -17,7 +17,7 @@ use tokio_tungstenite::{WebSocketStream, accept_hdr_async};
 
 /// How long a client may take for the upgrade, and for answering a close.
 const PATIENCE: Duration = Duration::from_secs(20);
-const CLOSING: Duration = Duration::from_secs(2);
+const CLOSING: Duration = Duration::from_millis(500);
 
 /// Accepts until told to stop, then closes what is open.
 pub(super) async fn accept(

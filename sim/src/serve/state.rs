@@ -66,37 +66,30 @@ fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Saves what changed, and once more at the end.
+/// Saves what changed, every now and then, until told to stop; the last save is the caller's.
 pub(super) async fn keep(
     host: Arc<Host>,
-    directory: Directory,
+    directory: Arc<Directory>,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let directory = Arc::new(directory);
     let mut saved = None;
     loop {
-        let last = tokio::select! {
+        tokio::select! {
             biased;
-            _ = stopped.changed() => true,
-            () = tokio::time::sleep(DEBOUNCE) => false,
-        };
+            _ = stopped.changed() => return,
+            () = tokio::time::sleep(DEBOUNCE) => {}
+        }
         let (revision, bytes) = {
             let service = host.lock();
             let revision = service.revision();
-            let changed = saved != Some(revision);
-            (revision, changed.then(|| service.save()))
+            (revision, (saved != Some(revision)).then(|| service.save()))
         };
-        if let Some(bytes) = bytes {
-            let directory = Arc::clone(&directory);
-            let written = tokio::task::spawn_blocking(move || directory.save(&bytes)).await;
-            match written {
-                Ok(Ok(())) => saved = Some(revision),
-                Ok(Err(error)) => tracing::error!(%error, "cannot save"),
-                Err(error) => tracing::error!(%error, "cannot save"),
-            }
-        }
-        if last {
-            return;
+        let Some(bytes) = bytes else { continue };
+        let directory = Arc::clone(&directory);
+        match tokio::task::spawn_blocking(move || directory.save(&bytes)).await {
+            Ok(Ok(())) => saved = Some(revision),
+            Ok(Err(error)) => tracing::error!(%error, "cannot save"),
+            Err(error) => tracing::error!(%error, "cannot save"),
         }
     }
 }

@@ -154,6 +154,17 @@ impl Account {
         std::iter::once(0).chain(self.devices.keys().copied())
     }
 
+    /// A device number and a key index that no companion has had; none when the numbers are used up.
+    pub(super) fn next_companion(&mut self) -> Option<(u16, u32)> {
+        // Clients take device 99 for a hosted one and do not encrypt for it (chapter 05.12).
+        let device = self
+            .last_device
+            .checked_add(if self.last_device == 98 { 2 } else { 1 })?;
+        let index = self.last_index.checked_add(1)?;
+        (self.last_device, self.last_index) = (device, index);
+        Some((device, index))
+    }
+
     /// The hash of the device list, as notifications carry it.
     pub(super) fn device_hash(&self, form: Form) -> String {
         participant_hash(self.device_jids(form).iter())
@@ -369,6 +380,21 @@ mod tests {
         assert!(!accounts.exists(&DeviceId::new("15550000002", 3)));
         assert!(accounts.exists(&DeviceId::new("15550000002", 0)));
         assert_eq!(accounts.free_number(), "15550000003");
+    }
+
+    #[test]
+    fn companion_numbers_are_never_used_twice_and_never_99() {
+        let (mut accounts, mut rng) = (Accounts::default(), Rng::from_seed([1; 32]));
+        let account = accounts
+            .get_or_create("15550000001", 0, &mut rng)
+            .expect("created");
+        let numbers: Vec<u16> = (0..100)
+            .filter_map(|_| account.next_companion())
+            .map(|(device, _)| device)
+            .collect();
+        assert_eq!(numbers, (1..=101).filter(|n| *n != 99).collect::<Vec<_>>());
+        account.last_device = u16::MAX;
+        assert_eq!(account.next_companion(), None);
     }
 
     #[test]

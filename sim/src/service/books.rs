@@ -109,6 +109,8 @@ pub struct DeviceLog {
 pub struct ConnectionLog {
     /// Which.
     pub conn: ConnId,
+    /// The socket was opened.
+    pub opened: Stamp,
     /// Login accepted.
     pub login: Stamp,
     /// `XX`, `IK` or `XXfallback`.
@@ -350,6 +352,12 @@ impl Books {
                 .get(to)
                 .is_some_and(|r| !r.deliveries.is_empty()),
         )
+    }
+
+    /// Whether `sender` sent a message with this id to `to`, among others.
+    pub(super) fn was_meant_for(&self, sender: &DeviceId, id: &str, to: &DeviceId) -> bool {
+        self.message(sender, id)
+            .is_some_and(|log| log.recipients.contains_key(to))
     }
 
     /// Who sent the message that `to` got under this id, when only one such is known.

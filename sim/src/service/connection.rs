@@ -17,6 +17,7 @@ use prost::Message as _;
 
 /// One connection.
 pub(super) struct Connection {
+    opened: Stamp,
     /// When bytes last came.
     pub(super) heard: Micros,
     header: HeaderReader,
@@ -45,6 +46,7 @@ pub(super) enum Stage {
 impl Connection {
     pub(super) fn new(now: Now) -> Self {
         Self {
+            opened: now.into(),
             heard: now.mono,
             header: HeaderReader::new(),
             frames: FrameReader::new(frame::MAX_FRAME),
@@ -234,6 +236,7 @@ impl Service {
         connection.stage = Stage::Online(device.clone());
         let log = super::books::ConnectionLog {
             conn,
+            opened: connection.opened,
             login: now.into(),
             handshake: connection.handshake,
             active: None,
@@ -265,7 +268,12 @@ impl Service {
     /// Removes every trace of a connection that is gone.
     pub(super) fn forget(&mut self, conn: ConnId, why: &'static str, now: Now) {
         self.end(conn, why, now);
-        self.connections.remove(&conn);
+        if self.connections.remove(&conn).is_some() {
+            // The name may be used again, and must not inherit an old farewell.
+            self.timers.retain(
+                |_, timer| !matches!(timer, Timer::Close(of) | Timer::Send(of, _) if *of == conn),
+            );
+        }
     }
 
     /// A connection that breaks the rules below the stanzas.

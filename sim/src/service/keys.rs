@@ -138,7 +138,7 @@ impl Bundle {
             identity: self.identity,
             signed_pre_key_id: self.signed.id,
             signed_pre_key: self.signed.key,
-            signature: self.signed.signature.clone(),
+            signature: self.signed.signature,
             pre_key: self.one_time,
         }
     }
@@ -253,13 +253,13 @@ impl Service {
     fn bundles(&mut self, by: &DeviceId, list: &Node, now: Now) -> Node {
         let mut users = Vec::new();
         for user in list.find_all("user") {
-            // Clients look the answer up by the JID they asked with, so it is echoed as written.
-            let Some(asked) = user.get("jid").cloned() else {
+            // Clients look the answer up by the JID they asked with: the same form, the same device.
+            let Some(asked) = user.get_jid("jid") else {
                 continue;
             };
-            let found = user
-                .get_jid("jid")
-                .and_then(|jid| self.accounts.resolve(&jid))
+            let found = self
+                .accounts
+                .resolve(&asked)
                 .and_then(|device| self.take_bundle(&device, by, now));
             let node = Node::new("user").attr("jid", asked);
             users.push(match found {
@@ -435,7 +435,7 @@ mod tests {
             Some((1, key(2))),
             "the later one counts (chapter 06.8)"
         );
-        assert_eq!(vault.bind(KeyKind::Signed, 1, key(9)).is_some(), true);
+        assert!(vault.bind(KeyKind::Signed, 1, key(9)).is_some());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::connection::Stage;
 use super::{ConnId, DeviceId, Now, Service, faults};
 use baton_core::crypto::PublicKey;
+use baton_core::jid::Jid;
 use baton_core::proto::payload::ClientPayload;
 use baton_core::wire::node::Node;
 use prost::Message as _;
@@ -58,6 +59,12 @@ impl Service {
             .attr("lid", lid)
             .attr("location", "sim");
         self.send(conn, &success, now);
+        if self.options.edge_routing {
+            let info = Node::new("routing_info").bytes(b"\x08\x02\x08\x05".to_vec());
+            let routing = Node::new("edge_routing").child(info);
+            let node = Node::new("ib").attr("from", Jid::service()).child(routing);
+            self.send(conn, &node, now);
+        }
     }
 
     /// `<failure>` instead of anything else, then the end.

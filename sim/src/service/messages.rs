@@ -464,16 +464,19 @@ impl Service {
 
     /// Sends one queued stanza, through whatever faults were ordered, and books it.
     fn put(&mut self, to: &DeviceId, conn: ConnId, entry: Entry, offline: Option<u64>, now: Now) {
-        let message = entry.class == Class::Message;
         let mut node = entry.node;
         if let Some(number) = offline {
             node = node.attr("offline", number);
         }
-        let corrupted = message
-            && self.faults.strikes(to, faults::Kind::Corrupt).is_some()
-            && corrupt(&mut node);
-        let dropped = message && self.faults.strikes(to, faults::Kind::Drop).is_some();
-        if let (true, Some(sender)) = (message, &entry.peer) {
+        let sender = match (entry.class, &entry.peer) {
+            (Class::Message, Some(sender)) => sender,
+            _ => return self.send(conn, &node, now),
+        };
+        let corrupted =
+            self.faults.strikes(to, faults::Kind::Corrupt).is_some() && corrupt(&mut node);
+        let dropped = self.faults.strikes(to, faults::Kind::Drop).is_some();
+        let twice = !dropped && self.faults.strikes(to, faults::Kind::Duplicate).is_some();
+        for _ in 0..=usize::from(twice) {
             let delivery = books::Delivery {
                 at: now.into(),
                 conn: Some(conn),
@@ -485,13 +488,9 @@ impl Service {
                 .recipient_mut(sender, &entry.id, to)
                 .deliveries
                 .push(delivery);
-        }
-        if dropped {
-            return;
-        }
-        self.send(conn, &node, now);
-        if message && self.faults.strikes(to, faults::Kind::Duplicate).is_some() {
-            self.send(conn, &node, now);
+            if !dropped {
+                self.send(conn, &node, now);
+            }
         }
     }
 }
@@ -505,7 +504,7 @@ impl Entry {
     }
 }
 
-/// Flips a bit in the last byte of the first ciphertext: the MAC, so that nothing else about it looks wrong.
+/// Flips a bit of the MAC in the first ciphertext, so that nothing else about it looks wrong. False if there is none.
 fn corrupt(node: &mut Node) -> bool {
     let Content::Nodes(children) = &mut node.content else {
         return false;
@@ -513,13 +512,25 @@ fn corrupt(node: &mut Node) -> bool {
     let Some(enc) = children.iter_mut().find(|child| child.tag == "enc") else {
         return false;
     };
-    let Some(bytes) = enc.data().filter(|bytes| !bytes.is_empty()) else {
+    let mut bytes = enc.data().unwrap_or_default().to_vec();
+    // In a pre-key message the MAC is the end of the message inside, not of the whole.
+    let end = match signal::PreKeyMessage::parse(&bytes) {
+        Ok(outer) if enc.get_str("type") == Some("pkmsg") => {
+            let inner = outer.message.as_slice();
+            bytes
+                .windows(inner.len())
+                .position(|window| window == inner)
+                .map(|at| at + inner.len())
+        }
+        _ => Some(bytes.len()),
+    };
+    let Some(last) = end
+        .and_then(|end| end.checked_sub(1))
+        .and_then(|last| bytes.get_mut(last))
+    else {
         return false;
     };
-    let mut bytes = bytes.to_vec();
-    if let Some(last) = bytes.last_mut() {
-        *last ^= 1;
-    }
+    *last ^= 1;
     enc.content = Content::Bytes(bytes.into());
     true
 }

@@ -97,6 +97,8 @@ pub struct Options {
     pub farewell: Micros,
     /// Whether a phone sends a new companion an app-state key and an empty history, as real ones do (chapter 10.9).
     pub bootstrap: bool,
+    /// Give every client routing information at login; some send it with their next connection (chapter 10.6.3).
+    pub edge_routing: bool,
     /// How many companions an account may have.
     pub max_companions: usize,
 }
@@ -108,6 +110,7 @@ impl Default for Options {
             silence: Micros::from_secs(90),
             farewell: Micros::from_millis(200),
             bootstrap: true,
+            edge_routing: false,
             max_companions: 50,
         }
     }

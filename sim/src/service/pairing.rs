@@ -134,10 +134,8 @@ impl Service {
         if account.devices.len() >= self.options.max_companions {
             return Err(ScanError::Full);
         }
-        account.last_device += 1;
-        account.last_index += 1;
-        let device = DeviceId::new(&number, account.last_device);
-        let key_index = account.last_index;
+        let (number_of, key_index) = account.next_companion().ok_or(ScanError::Full)?;
+        let device = DeviceId::new(&number, number_of);
         let scanned = Scanned {
             jid: account.jid(Form::Pn).clone().with_device(device.device),
             lid: account.jid(Form::Lid).clone().with_device(device.device),

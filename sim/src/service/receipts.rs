@@ -11,7 +11,7 @@
 use super::accounts::{DeviceId, Form};
 use super::books::KeyKind;
 use super::keys::read_key;
-use super::queue::Class;
+use super::queue::{Class, Entry};
 use super::{Now, Service};
 use baton_core::jid::Jid;
 use baton_core::wire::node::Node;
@@ -42,15 +42,9 @@ impl Service {
                     .queue
                     .receipted(id, claimed.as_ref().map(|d| d.phone.as_str()), retry)
             });
-            let sender = ended
-                .and_then(|entry| entry.peer)
-                .or_else(|| {
-                    claimed
-                        .clone()
-                        .filter(|device| self.books.message(device, id).is_some())
-                })
-                .or_else(|| self.books.sender_of(id, from));
-            let Some(sender) = sender else { continue };
+            let Some(sender) = self.author_of(ended, claimed.as_ref(), id, from) else {
+                continue;
+            };
             if self.books.was_delivered(&sender, id, from) == Some(false)
                 && !matches!(kind, Some("read" | "played"))
             {
@@ -79,11 +73,9 @@ impl Service {
         let form = to.as_ref().map_or(Form::Lid, Form::of);
         if retry {
             self.bind_retry_key(from, node, now);
-            // The device in `to` is the one that sent the message; the books know if it was left out.
-            if let Some(sender) = claimed
-                .filter(|device| self.accounts.exists(device))
-                .or(author)
-            {
+            // The queue and the books know best which device sent the message; else `to` names it.
+            let named = claimed.filter(|device| self.accounts.exists(device));
+            if let Some(sender) = author.or(named) {
                 self.forward_retry(from, &sender, form, node, &first, now);
             }
             return;
@@ -129,16 +121,33 @@ impl Service {
             .accounts
             .device_mut(from)
             .and_then(|device| device.queue.acked(class, &id, peer));
-        if class == Class::Message {
-            let sender = ended
-                .and_then(|entry| entry.peer)
-                .or_else(|| claimed.filter(|device| self.books.message(device, &id).is_some()))
-                .or_else(|| self.books.sender_of(&id, from));
-            if let Some(sender) = sender {
-                let log = self.books.recipient_mut(&sender, &id, from);
-                log.acks.push((now.into(), node.get_string("error")));
-            }
+        if class == Class::Message
+            && let Some(sender) = self.author_of(ended, claimed.as_ref(), &id, from)
+        {
+            let log = self.books.recipient_mut(&sender, &id, from);
+            log.acks.push((now.into(), node.get_string("error")));
         }
+    }
+
+    /// The device that sent message `id` to `to`: as the queue says, or as the books do. `claimed` is who the receipt
+    /// is addressed to, with or without the right device.
+    fn author_of(
+        &self,
+        ended: Option<Entry>,
+        claimed: Option<&DeviceId>,
+        id: &str,
+        to: &DeviceId,
+    ) -> Option<DeviceId> {
+        if let Some(sender) = ended.and_then(|entry| entry.peer) {
+            return Some(sender);
+        }
+        let Some(claimed) = claimed else {
+            return self.books.sender_of(id, to);
+        };
+        let account = self.accounts.devices_of(&claimed.phone);
+        std::iter::once(claimed.clone())
+            .chain(account)
+            .find(|device| self.books.was_meant_for(device, id, to))
     }
 
     /// To all devices of the author: the receiving account, without device, has the message.

@@ -46,10 +46,7 @@ impl Service {
             .accounts
             .resolve(&asked)
             .and_then(|id| self.accounts.get_mut(&id.phone));
-        let mut node = Node::new("user").attr(
-            "jid",
-            user.get("jid").cloned().unwrap_or_else(|| (&asked).into()),
-        );
+        let mut node = Node::new("user").attr("jid", &asked);
         for protocol in protocols {
             node = node.children(match (*protocol, &account) {
                 ("devices", Some(account)) => Some(
@@ -94,7 +91,7 @@ impl Service {
         let Some(account) = self.accounts.get_mut(&id.phone) else {
             return;
         };
-        account.changed = now.secs().max(account.changed + 1);
+        account.changed = now.secs().max(account.changed.saturating_add(1));
         let (pn, lid) = (account.pn.clone(), account.lid.clone());
         let index = account
             .devices

@@ -8,6 +8,8 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+pub mod remote;
+
 use baton_core::crypto::{KeyPair, PublicKey, Rng, Signature, hmac_sha256};
 use baton_core::jid::Jid;
 use baton_core::proto::{adv, e2e, payload};
@@ -56,19 +58,6 @@ impl World {
         }
     }
 
-    pub fn open(&mut self) -> ConnId {
-        self.last_conn += 1;
-        let conn = ConnId(self.last_conn);
-        self.service.connect(conn, self.now);
-        self.wires.insert(conn, VecDeque::new());
-        conn
-    }
-
-    pub fn give(&mut self, conn: ConnId, bytes: &[u8]) {
-        self.service.receive(conn, bytes, self.now);
-        self.pump();
-    }
-
     /// Lets time pass, ticking whenever the service asked to be woken.
     pub fn pass(&mut self, span: Micros) {
         let end = self.now.mono.plus(span);
@@ -104,10 +93,24 @@ impl World {
             }
         }
     }
+}
+
+/// What a client needs of the world: wires to a service, and somebody with a phone.
+pub trait Net {
+    fn open(&mut self) -> ConnId;
+    fn give(&mut self, conn: ConnId, bytes: &[u8]);
+    /// The WebSocket messages that have arrived.
+    fn messages(&mut self, conn: ConnId) -> Vec<Bytes>;
+    fn close(&mut self, conn: ConnId);
+    fn expect_close(&mut self, conn: ConnId);
+    fn scan(&mut self, code: &str, phone: &str) -> (Jid, Jid);
+    fn trust(&self) -> Trust;
+    /// How often to look for something that has not arrived yet.
+    fn patience(&self) -> usize;
 
     fn frames(&mut self, conn: ConnId) -> Vec<Bytes> {
-        let wire = self.wires.get_mut(&conn).expect("an open wire");
-        wire.drain(..)
+        let messages = self.messages(conn).into_iter();
+        messages
             .map(|bytes| {
                 let mut reader = FrameReader::new(frame::MAX_FRAME);
                 reader.push(&bytes);
@@ -117,12 +120,58 @@ impl World {
             })
             .collect()
     }
+}
 
-    pub fn trust(&self) -> Trust {
+impl Net for World {
+    fn open(&mut self) -> ConnId {
+        self.last_conn += 1;
+        let conn = ConnId(self.last_conn);
+        self.service.connect(conn, self.now);
+        self.wires.insert(conn, VecDeque::new());
+        conn
+    }
+
+    fn give(&mut self, conn: ConnId, bytes: &[u8]) {
+        self.service.receive(conn, bytes, self.now);
+        self.pump();
+    }
+
+    fn messages(&mut self, conn: ConnId) -> Vec<Bytes> {
+        self.wires
+            .get_mut(&conn)
+            .expect("an open wire")
+            .drain(..)
+            .collect()
+    }
+
+    fn close(&mut self, conn: ConnId) {
+        self.service.disconnect(conn, self.now);
+        self.pump();
+    }
+
+    fn expect_close(&mut self, conn: ConnId) {
+        self.pass(Micros::from_secs(1));
+        assert!(self.closed.contains(&conn));
+    }
+
+    fn scan(&mut self, code: &str, phone: &str) -> (Jid, Jid) {
+        let scanned = self
+            .service
+            .scan(code, Some(phone), self.now)
+            .expect("scanned");
+        self.pump();
+        (scanned.jid, scanned.lid)
+    }
+
+    fn trust(&self) -> Trust {
         Trust {
             root: self.service.root_public_key(),
             now_unix_secs: self.now.unix.secs(),
         }
+    }
+
+    fn patience(&self) -> usize {
+        1
     }
 }
 
@@ -183,7 +232,7 @@ impl Client {
     }
 
     /// Paired, logged in, keys uploaded, past the offline phase.
-    pub fn online(world: &mut World, seed: u8, phone: &str) -> Self {
+    pub fn online(world: &mut impl Net, seed: u8, phone: &str) -> Self {
         let mut client = Self::new(seed);
         client.pair(world, phone);
         client.login(world);
@@ -208,7 +257,7 @@ impl Client {
     // --- connection ---
 
     /// Connects and shakes hands with `payload`; IK if a server identity is known.
-    pub fn connect(&mut self, world: &mut World, payload: &payload::ClientPayload) {
+    pub fn connect(&mut self, world: &mut impl Net, payload: &payload::ClientPayload) {
         let conn = world.open();
         let mut bytes = Vec::new();
         frame::connection_header(None, &mut bytes);
@@ -223,7 +272,10 @@ impl Client {
         let (head, tail) = bytes.split_at(3);
         world.give(conn, head);
         world.give(conn, tail);
-        let mut frames = world.frames(conn).into_iter();
+        let mut frames = (0..world.patience())
+            .map(|_| world.frames(conn))
+            .find(|f| !f.is_empty());
+        let mut frames = frames.take().unwrap_or_default().into_iter();
         let reply = frames.next().expect("a server hello");
         let done = handshake
             .server_hello(&reply, &world.trust())
@@ -256,7 +308,7 @@ impl Client {
     }
 
     /// Everything that has arrived and was not looked for.
-    pub fn read(&mut self, world: &mut World) -> &mut VecDeque<Node> {
+    pub fn read(&mut self, world: &mut impl Net) -> &mut VecDeque<Node> {
         let conn = self.conn.expect("connected");
         for frame in world.frames(conn) {
             self.take(&frame);
@@ -264,29 +316,51 @@ impl Client {
         &mut self.inbox
     }
 
+    /// The first stanza that is wanted, taken out.
+    pub fn find(
+        &mut self,
+        world: &mut impl Net,
+        what: &str,
+        wanted: impl Fn(&Node) -> bool,
+    ) -> Node {
+        for _ in 0..world.patience() {
+            self.read(world);
+            if let Some(at) = self.inbox.iter().position(&wanted) {
+                return self.inbox.remove(at).expect("just found");
+            }
+        }
+        panic!("no {what} among {:?}", self.inbox)
+    }
+
     /// The first stanza with this tag, taken out.
-    pub fn expect(&mut self, world: &mut World, tag: &str) -> Node {
-        self.read(world);
-        let at = self.inbox.iter().position(|node| node.tag() == tag);
-        let at = at.unwrap_or_else(|| panic!("no <{tag}> among {:?}", self.inbox));
-        self.inbox.remove(at).expect("just found")
+    pub fn expect(&mut self, world: &mut impl Net, tag: &str) -> Node {
+        self.find(world, tag, |node| node.tag() == tag)
+    }
+
+    /// The ack of what was just sent, taken out.
+    pub fn expect_ack(&mut self, world: &mut impl Net, class: &str, id: &str) -> Node {
+        self.find(world, "ack", |node| {
+            node.tag() == "ack"
+                && node.get_str("class") == Some(class)
+                && node.get_str("id") == Some(id)
+        })
     }
 
     /// All stanzas with this tag, taken out.
-    pub fn all(&mut self, world: &mut World, tag: &str) -> Vec<Node> {
+    pub fn all(&mut self, world: &mut impl Net, tag: &str) -> Vec<Node> {
         let nodes = std::mem::take(self.read(world));
         let (found, rest): (Vec<_>, Vec<_>) = nodes.into_iter().partition(|node| node.tag() == tag);
         self.inbox = rest.into();
         found
     }
 
-    pub fn send(&mut self, world: &mut World, node: &Node) {
+    pub fn send(&mut self, world: &mut impl Net, node: &Node) {
         let mut plain = Vec::new();
         node::encode(node, &mut plain).expect("writable");
         self.send_plain(world, &plain);
     }
 
-    pub fn send_plain(&mut self, world: &mut World, plain: &[u8]) {
+    pub fn send_plain(&mut self, world: &mut impl Net, plain: &[u8]) {
         let mut bytes = Vec::new();
         self.transport
             .as_mut()
@@ -296,17 +370,16 @@ impl Client {
         world.give(self.conn.expect("connected"), &bytes);
     }
 
-    pub fn hang_up(&mut self, world: &mut World) {
+    pub fn hang_up(&mut self, world: &mut impl Net) {
         if let Some(conn) = self.conn.take() {
-            world.service.disconnect(conn, world.now);
-            world.pump();
+            world.close(conn);
         }
     }
 
     /// Sends an IQ and returns its answer.
     pub fn iq(
         &mut self,
-        world: &mut World,
+        world: &mut impl Net,
         kind: &str,
         xmlns: &str,
         children: impl IntoIterator<Item = Node>,
@@ -319,14 +392,9 @@ impl Client {
             .attr("to", Jid::service())
             .children(children);
         self.send(world, &iq);
-        self.read(world);
-        let at = self
-            .inbox
-            .iter()
-            .position(|node| node.tag() == "iq" && node.get_str("id") == Some(&id));
-        self.inbox
-            .remove(at.expect("an answer"))
-            .expect("just found")
+        self.find(world, "answer", |node| {
+            node.tag() == "iq" && node.get_str("id") == Some(&id)
+        })
     }
 
     pub fn next_id(&mut self) -> String {
@@ -367,7 +435,7 @@ impl Client {
     }
 
     /// Connects for pairing and returns the codes it would show.
-    pub fn show_codes(&mut self, world: &mut World) -> Vec<String> {
+    pub fn show_codes(&mut self, world: &mut impl Net) -> Vec<String> {
         self.server = None;
         let payload = self.registration();
         self.connect(world, &payload);
@@ -445,28 +513,23 @@ impl Client {
             .child(Node::new("pair-device-sign").child(identity))
     }
 
-    pub fn pair(&mut self, world: &mut World, phone: &str) {
+    pub fn pair(&mut self, world: &mut impl Net, phone: &str) {
         let code = self.show_codes(world).remove(3);
-        let scanned = world
-            .service
-            .scan(&code, Some(phone), world.now)
-            .expect("scanned");
-        world.pump();
+        let (jid, lid) = world.scan(&code, phone);
         let offer = self.expect(world, "iq");
         let answer = self.sign_offer(&offer, phone.ends_with(['1', '3', '5', '7', '9']));
-        assert_eq!(self.jid, Some(scanned.jid));
-        assert_eq!(self.lid, Some(scanned.lid));
+        assert_eq!(self.jid, Some(jid));
+        assert_eq!(self.lid, Some(lid));
         self.send(world, &answer);
         assert_eq!(
             self.expect(world, "stream:error").get_str("code"),
             Some("515")
         );
         let conn = self.conn.take().expect("connected");
-        world.pass(Micros::from_secs(1));
-        assert!(world.closed.contains(&conn));
+        world.expect_close(conn);
     }
 
-    pub fn login(&mut self, world: &mut World) -> Node {
+    pub fn login(&mut self, world: &mut impl Net) -> Node {
         let payload = self.login_payload();
         self.connect(world, &payload);
         let success = self.expect(world, "success");
@@ -475,14 +538,19 @@ impl Client {
     }
 
     /// Says `active` and returns what came in the offline phase.
-    pub fn activate(&mut self, world: &mut World) -> Vec<Node> {
+    pub fn activate(&mut self, world: &mut impl Net) -> Vec<Node> {
         let answer = self.iq(world, "set", "passive", [Node::new("active")]);
         assert_eq!(answer.get_str("type"), Some("result"));
-        self.read(world);
+        let is_end = |node: &Node| node.tag() == "ib" && node.find("offline").is_some();
+        for _ in 0..world.patience() {
+            if self.read(world).iter().any(is_end) {
+                break;
+            }
+        }
         let end = self
             .inbox
             .iter()
-            .position(|node| node.tag() == "ib" && node.find("offline").is_some())
+            .position(is_end)
             .expect("the end of the offline phase");
         let mut phase: Vec<Node> = self.inbox.drain(..=end).collect();
         let preview = phase.remove(0);
@@ -500,14 +568,14 @@ impl Client {
         phase
     }
 
-    pub fn relogin(&mut self, world: &mut World) -> Vec<Node> {
+    pub fn relogin(&mut self, world: &mut impl Net) -> Vec<Node> {
         self.login(world);
         self.activate(world)
     }
 
     // --- keys ---
 
-    pub fn upload(&mut self, world: &mut World, ids: impl IntoIterator<Item = u32>) -> Node {
+    pub fn upload(&mut self, world: &mut impl Net, ids: impl IntoIterator<Item = u32>) -> Node {
         for id in ids {
             let pair = KeyPair::generate(&mut self.rng);
             self.one_time.insert(id, pair);
@@ -535,7 +603,7 @@ impl Client {
     }
 
     /// The devices of users, by usync: (JID as asked, its devices). Learns LIDs.
-    pub fn devices_of(&mut self, world: &mut World, users: &[Jid]) -> Vec<Jid> {
+    pub fn devices_of(&mut self, world: &mut impl Net, users: &[Jid]) -> Vec<Jid> {
         let query = Node::new("query")
             .child(Node::new("devices").attr("version", "2"))
             .child(Node::new("lid"));
@@ -572,7 +640,7 @@ impl Client {
         devices
     }
 
-    pub fn bundle(&mut self, world: &mut World, of: &Jid) -> signal::Bundle {
+    pub fn bundle(&mut self, world: &mut impl Net, of: &Jid) -> signal::Bundle {
         let user = Node::new("user").attr("jid", of).attr("reason", "identity");
         let answer = self.iq(world, "get", "encrypt", [Node::new("key").child(user)]);
         let user = answer.path(&["list", "user"]).expect("user");
@@ -591,7 +659,7 @@ impl Client {
         (user, jid.device())
     }
 
-    pub fn encrypt(&mut self, world: &mut World, to: &Jid, message: &[u8]) -> Node {
+    pub fn encrypt(&mut self, world: &mut impl Net, to: &Jid, message: &[u8]) -> Node {
         let address = self.address(to);
         if !self
             .sessions
@@ -633,7 +701,7 @@ impl Client {
     }
 
     /// The stanza for a text to a user, own copies included.
-    pub fn text_stanza(&mut self, world: &mut World, to: &Jid, id: &str, text: &str) -> Node {
+    pub fn text_stanza(&mut self, world: &mut impl Net, to: &Jid, id: &str, text: &str) -> Node {
         let own = if to.is_lid() {
             self.lid.clone()
         } else {
@@ -679,14 +747,10 @@ impl Client {
     }
 
     /// Sends a text and returns the ack.
-    pub fn text(&mut self, world: &mut World, to: &Jid, id: &str, text: &str) -> Node {
+    pub fn text(&mut self, world: &mut impl Net, to: &Jid, id: &str, text: &str) -> Node {
         let stanza = self.text_stanza(world, to, id, text);
         self.send(world, &stanza);
-        let ack = self.expect(world, "ack");
-        assert_eq!(
-            (ack.get_str("class"), ack.get_str("id")),
-            (Some("message"), Some(id))
-        );
+        let ack = self.expect_ack(world, "message", id);
         assert_eq!(ack.get_jid("from").as_ref(), Some(to));
         ack
     }
@@ -726,18 +790,17 @@ impl Client {
         .unwrap_or_default())
     }
 
-    pub fn receipt(&mut self, world: &mut World, message: &Node, kind: Option<&str>) {
+    pub fn receipt(&mut self, world: &mut impl Net, message: &Node, kind: Option<&str>) {
         let receipt = Node::new("receipt")
             .attr("id", message.get_str("id").expect("id"))
             .attr("to", message.get_jid("from").expect("from"))
             .attr_opt("recipient", message.get("recipient").cloned())
             .attr_opt("type", kind);
         self.send(world, &receipt);
-        let ack = self.expect(world, "ack");
-        assert_eq!(ack.get_str("class"), Some("receipt"));
+        self.expect_ack(world, "receipt", message.get_str("id").expect("id"));
     }
 
-    pub fn ack(&mut self, world: &mut World, stanza: &Node) {
+    pub fn ack(&mut self, world: &mut impl Net, stanza: &Node) {
         let ack = Node::new("ack")
             .attr("class", stanza.tag())
             .attr("id", stanza.get_str("id").expect("id"))
