@@ -3,6 +3,8 @@
 //! Plaintexts have 128 bytes, as in the comparisons of chapter 05's implementations. `floor/*` are the primitives
 //! alone, so that a number can be read as "so many agreements and so many hashes".
 
+#![allow(clippy::disallowed_methods, reason = "a bench measures time")]
+
 use baton_core::crypto::{KeyPair, Rng, hmac_sha256};
 use baton_core::signal::{
     Bundle, Ciphertext, CiphertextKind, LocalIdentity, PreKeyMessage, SenderKeyRecord,

@@ -18,11 +18,13 @@ use prost_build::{Config, Module};
 use protox::Compiler;
 
 /// Messages with key material: `core/src/proto/mod.rs` gives them a `Debug` that does not show it.
-const SECRETS: [&str; 4] = [
+const SECRETS: [&str; 5] = [
     ".e2e.AppStateSyncKeyData",
     ".e2e.HistorySyncNotification",
     ".e2e.MessageContextInfo",
     ".sync.ExternalBlobReference",
+    // Rows: keys, sessions, text. All of them.
+    ".record",
 ];
 
 fn main() -> ExitCode {

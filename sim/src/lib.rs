@@ -1,4 +1,5 @@
-//! A simulated WhatsApp service: [`service`] is the state machine, [`serve`] puts it on real sockets.
+//! The simulated WhatsApp service, on its own, on a socket, and in a whole simulated world.
 
 pub mod serve;
 pub mod service;
+pub mod world;

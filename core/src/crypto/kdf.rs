@@ -140,6 +140,22 @@ mod tests {
         assert_eq!(hkdf_sha256::<42>(&[0; 32], &ikm, &[]).as_slice(), no_salt);
     }
 
+    /// The chain keys keep their HMAC state across steps; the crate that everybody uses for HKDF says what must come out.
+    #[test]
+    fn hkdf_equals_the_crate() {
+        let mut rng = crate::crypto::Rng::from_seed([5; 32]);
+        for length in [0, 1, 31, 32, 33, 64, 65, 200] {
+            let (mut salt, mut ikm, info) = (vec![0; length], vec![0; 32], rng.bytes::<11>());
+            rng.fill(&mut salt);
+            rng.fill(&mut ikm);
+            let mut expected = [0; 112];
+            hkdf::Hkdf::<Sha256>::new(Some(&salt), &ikm)
+                .expand(&info, &mut expected)
+                .unwrap();
+            assert_eq!(*hkdf_sha256::<112>(&salt, &ikm, &info), expected);
+        }
+    }
+
     #[test]
     fn chain_step_vector() {
         let case = &misc()["chain_key_step"];

@@ -23,7 +23,6 @@ pub use cipher::{
 };
 pub(crate) use kdf::HmacKey;
 pub use kdf::{hkdf_sha256, hmac_sha256, md5, sha1, sha256, verify_mac};
-pub(crate) use keys::PreparedKey;
 pub use keys::{KeyError, KeyPair, PrivateKey, PublicKey, SharedSecret};
 pub use rng::Rng;
 pub use xeddsa::{BadSignature, Signature};

@@ -4,7 +4,7 @@
 //! Published XEdDSA settles that by negating the private scalar; here the sign travels in the signature instead, in
 //! the top bit of its last byte, which a scalar below the group order never uses.
 
-use super::keys::{PreparedKey, exactly};
+use super::keys::exactly;
 use super::{KeyError, PrivateKey, PublicKey, Rng};
 use curve25519_dalek::edwards::EdwardsPoint;
 use curve25519_dalek::scalar::Scalar;
@@ -92,26 +92,16 @@ impl PublicKey {
     /// Strict: `S` must be below the group order (so nobody can make a second signature out of a good one), and a
     /// key of low order, under which one signature fits many messages, verifies nothing.
     pub fn verify(&self, message: &[&[u8]], signature: &Signature) -> Result<(), BadSignature> {
-        PreparedKey::new(self).verify(message, signature)
-    }
-}
-
-impl PreparedKey {
-    /// As [`PublicKey::verify`].
-    pub(crate) fn verify(
-        &self,
-        message: &[&[u8]],
-        signature: &Signature,
-    ) -> Result<(), BadSignature> {
         let (point, answer) = signature.0.split_at(32);
         let mut answer: [u8; 32] = answer.try_into().map_err(|_| BadSignature)?;
-        let negative = answer[31] & SIGN_BIT != 0;
+        let sign = answer[31] >> 7;
         answer[31] &= !SIGN_BIT;
         let answer: Option<Scalar> = Scalar::from_canonical_bytes(answer).into();
         let answer = answer.ok_or(BadSignature)?;
         // None: this u-coordinate is on the twist, where nobody can have signed.
         let public = self
-            .point(negative)
+            .montgomery()
+            .to_edwards(sign)
             .filter(|point| !point.is_small_order())
             .ok_or(BadSignature)?;
 

@@ -18,6 +18,9 @@ pub mod handshake;
 /// `ClientPayload`: who connects, and the registration of a new device (chapter 03).
 #[rustfmt::skip]
 pub mod payload;
+/// Rows of the store, ours alone. Their `Debug` shows nothing but their name.
+#[rustfmt::skip]
+pub mod record;
 /// App state patches and snapshots (chapter 08).
 #[rustfmt::skip]
 pub mod sync;
@@ -63,6 +66,34 @@ impl fmt::Debug for sync::ExternalBlobReference {
             .finish_non_exhaustive()
     }
 }
+
+macro_rules! opaque {
+    ($($name:ident),*) => {$(
+        impl fmt::Debug for record::$name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(concat!(stringify!($name), "(…)"))
+            }
+        }
+    )*};
+}
+
+opaque!(
+    Device,
+    SignedPreKey,
+    Counters,
+    PreKey,
+    Identity,
+    LidMapping,
+    DeviceList,
+    ListedDevice,
+    Outbound,
+    Seen,
+    Mailbox,
+    Event,
+    Linked,
+    Received,
+    Progress
+);
 
 #[cfg(test)]
 mod tests {

@@ -9,8 +9,7 @@ use super::ratchet::{ChainKey, KeySource, MessageKeys, Secret, root_step};
 use super::record::SessionRecord;
 use super::state::{MAX_SKIPPED_KEYS, ReceiverChain, SenderChain, Skipped, State};
 use super::{Ciphertext, CiphertextKind, Limits, LocalIdentity, PreKeyMessage, x3dh};
-use crate::crypto::{KeyError, KeyPair, PreparedKey, PublicKey, Rng, aes_cbc_decrypt};
-use std::cell::OnceCell;
+use crate::crypto::{KeyError, KeyPair, PublicKey, Rng, aes_cbc_decrypt};
 
 /// Why nothing was encrypted. Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -248,14 +247,13 @@ pub(super) fn decrypt_with(
     // A ratchet key belongs to one session. When some session has met this one before, no other needs to be asked;
     // asking would cost an agreement each, forty of them for every duplicate.
     let known = places(record).any(|(_, state)| state.knows_ratchet(&message.ratchet_key));
-    let ratchet = OnceCell::new();
     let mut worst = None;
     let mut found = None;
     for (place, state) in places(record) {
         if known && !state.knows_ratchet(&message.ratchet_key) {
             continue;
         }
-        match open(state, local, &message, limits, &ratchet) {
+        match open(state, local, &message, limits) {
             Ok(opened) => {
                 found = Some((place, opened));
                 break;
@@ -267,7 +265,7 @@ pub(super) fn decrypt_with(
         return Err(worst.unwrap_or(DecryptError::NoSession));
     };
     let state = state_mut(record, place).ok_or(DecryptError::NoSession)?;
-    let plaintext = commit(state, &message, opened, &ratchet, keys)?;
+    let plaintext = commit(state, &message, opened, keys)?;
     make_current(record, place);
     Ok(plaintext)
 }
@@ -322,17 +320,8 @@ fn open_and_commit(
     limits: Limits,
     keys: &mut impl KeySource,
 ) -> Result<Vec<u8>, DecryptError> {
-    let ratchet = OnceCell::new();
-    let opened = open(state, local, message, limits, &ratchet)?;
-    commit(state, message, opened, &ratchet, keys)
-}
-
-/// The message's ratchet key, prepared when the first session turns out not to know it: from then on every session
-/// asked and the turn itself agree with it.
-type Ratchet = OnceCell<PreparedKey>;
-
-fn prepared<'a>(ratchet: &'a Ratchet, message: &SignalMessage<'_>) -> &'a PreparedKey {
-    ratchet.get_or_init(|| PreparedKey::new(&message.ratchet_key))
+    let opened = open(state, local, message, limits)?;
+    commit(state, message, opened, keys)
 }
 
 /// A message that decrypted, and what that changes in its session.
@@ -357,7 +346,6 @@ fn open(
     local: &LocalIdentity<'_>,
     message: &SignalMessage<'_>,
     limits: Limits,
-    ratchet: &Ratchet,
 ) -> Result<Opened, DecryptError> {
     if state.local_identity != local.key_pair.public {
         return Err(DecryptError::InvalidSession);
@@ -381,11 +369,8 @@ fn open(
         },
         None => {
             let sender = state.sender.as_ref().ok_or(DecryptError::InvalidMessage)?;
-            let (root, chain) = root_step(
-                &state.root,
-                &sender.ratchet.private,
-                prepared(ratchet, message),
-            )?;
+            let (root, chain) =
+                root_step(&state.root, &sender.ratchet.private, &message.ratchet_key)?;
             let (keys, used) = walk(&chain, message.counter, limits)?;
             (Some(root), keys, used)
         }
@@ -434,17 +419,13 @@ fn commit(
     state: &mut State,
     message: &SignalMessage<'_>,
     opened: Opened,
-    ratchet: &Ratchet,
     keys: &mut impl KeySource,
 ) -> Result<Vec<u8>, DecryptError> {
     if let Some(root) = opened.turned {
-        let ours = keys.next_pair();
-        let (root, chain) = root_step(&root, &ours.private, prepared(ratchet, message))?;
+        let ratchet = keys.next_pair();
+        let (root, chain) = root_step(&root, &ratchet.private, &message.ratchet_key)?;
         state.root = root;
-        let replaced = state.sender.replace(SenderChain {
-            ratchet: ours,
-            chain,
-        });
+        let replaced = state.sender.replace(SenderChain { ratchet, chain });
         // Saturated: an unused chain has no last counter, and others send 2^32-1 for it, which is no number to trust.
         state.previous_counter = replaced.map_or(0, |sender| sender.chain.index.saturating_sub(1));
         state.add_receiver(ReceiverChain {

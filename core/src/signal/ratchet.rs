@@ -1,7 +1,9 @@
 //! The two ratchets as arithmetic (chapter 05.4): chain keys that only move forward, and the root step that mixes a
 //! fresh agreement in.
 
-use crate::crypto::{HmacKey, KeyError, KeyPair, PreparedKey, PrivateKey, Rng, hkdf_sha256};
+use crate::crypto::{
+    HmacKey, KeyError, KeyPair, PrivateKey, PublicKey, Rng, SharedSecret, hkdf_sha256,
+};
 use std::fmt;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -112,14 +114,18 @@ impl fmt::Debug for MessageKeys {
 pub(super) fn root_step(
     root: &Secret,
     ours: &PrivateKey,
-    theirs: &PreparedKey,
+    theirs: &PublicKey,
 ) -> Result<(Secret, ChainKey), KeyError> {
-    let agreed = theirs.agree(ours)?;
-    Ok(root_and_chain(&hkdf_sha256(
+    Ok(root_step_agreed(root, &ours.agree(theirs)?))
+}
+
+/// [`root_step`] when the agreement has been made.
+pub(super) fn root_step_agreed(root: &Secret, agreed: &SharedSecret) -> (Secret, ChainKey) {
+    root_and_chain(&hkdf_sha256(
         root.as_bytes(),
         agreed.as_bytes(),
         b"WhisperRatchet",
-    )))
+    ))
 }
 
 /// Halves the output of a derivation into a root key and a chain's start.
@@ -162,7 +168,6 @@ mod tests {
         let step = &file["alice_first_root_step"];
         let ours = key_pair(&file["alice"]["first_ratchet_key"]);
         let theirs = key_pair(&file["bob"]["signed_prekey"]["key"]).public;
-        let theirs = PreparedKey::new(&theirs);
         let (root, chain) = root_step(
             &Secret(array(&file["x3dh"]["root_key_0"])),
             &ours.private,

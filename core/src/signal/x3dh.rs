@@ -4,9 +4,7 @@ use super::ratchet::{ChainKey, KeySource, Secret, root_and_chain, root_step};
 use super::record::SessionRecord;
 use super::state::{PendingPreKey, ReceiverChain, SenderChain, State};
 use super::{LocalIdentity, PreKeyMessage};
-use crate::crypto::{
-    KeyError, KeyPair, PreparedKey, PublicKey, Rng, SharedSecret, Signature, hkdf_sha256,
-};
+use crate::crypto::{KeyError, KeyPair, PublicKey, Rng, SharedSecret, Signature, hkdf_sha256};
 use zeroize::Zeroizing;
 
 /// What the service hands out about a device so that others can write to it unasked.
@@ -55,18 +53,17 @@ pub(super) fn initiate_with(
     bundle: &Bundle,
     keys: &mut impl KeySource,
 ) -> Result<(), InitiateError> {
-    let identity = PreparedKey::new(&bundle.identity);
-    identity
+    bundle
+        .identity
         .verify(&[&bundle.signed_pre_key.serialize()], &bundle.signature)
         .map_err(|_| InitiateError::BadSignature)?;
 
     let base = keys.next_pair();
     let ratchet = keys.next_pair();
-    let signed_pre_key = PreparedKey::new(&bundle.signed_pre_key);
     let agreements = [
-        Some(signed_pre_key.agree(&local.key_pair.private)?),
-        Some(identity.agree(&base.private)?),
-        Some(signed_pre_key.agree(&base.private)?),
+        Some(local.key_pair.private.agree(&bundle.signed_pre_key)?),
+        Some(base.private.agree(&bundle.identity)?),
+        Some(base.private.agree(&bundle.signed_pre_key)?),
         bundle
             .pre_key
             .as_ref()
@@ -74,7 +71,7 @@ pub(super) fn initiate_with(
             .transpose()?,
     ];
     let (root, first) = master(&agreements);
-    let (root, chain) = root_step(&root, &ratchet.private, &signed_pre_key)?;
+    let (root, chain) = root_step(&root, &ratchet.private, &bundle.signed_pre_key)?;
     record.install(Box::new(State {
         local_identity: local.key_pair.public,
         remote_identity: bundle.identity,
@@ -106,12 +103,13 @@ pub(super) fn respond(
     signed_pre_key: &KeyPair,
     one_time: Option<&KeyPair>,
 ) -> Result<State, KeyError> {
-    let base = PreparedKey::new(&message.base_key);
     let agreements = [
         Some(signed_pre_key.private.agree(&message.identity_key)?),
-        Some(base.agree(&local.key_pair.private)?),
-        Some(base.agree(&signed_pre_key.private)?),
-        one_time.map(|key| base.agree(&key.private)).transpose()?,
+        Some(local.key_pair.private.agree(&message.base_key)?),
+        Some(signed_pre_key.private.agree(&message.base_key)?),
+        one_time
+            .map(|key| key.private.agree(&message.base_key))
+            .transpose()?,
     ];
     let (root, first) = master(&agreements);
     Ok(State {

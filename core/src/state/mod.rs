@@ -9,15 +9,23 @@
 //! * [`Batch`], [`Epoch`], [`Seq`]: what is written, by whose right, in which order.
 //! * [`Store`]: what a database has to offer. [`MemoryStore`](memory::MemoryStore) is the reference;
 //!   [`store_conformance!`](crate::store_conformance) is the suite that every store runs.
+//! * [`rules`]: names, keys and records that no store takes.
 
+pub mod codec;
 mod key;
 mod store;
+mod working_set;
 
 pub mod conformance;
 pub mod memory;
+pub mod rules;
 
 pub use key::{EventSeq, Key, MessageId, Table};
-pub use store::{AccountInfo, Claim, Incarnation, Lease, Outcome, Renewal, Row, Scan, Store, StoreError};
+pub(crate) use working_set::WorkingSet;
+
+pub use store::{
+    AccountInfo, Claim, Incarnation, Lease, Outcome, Renewal, Row, Scan, Store, StoreError,
+};
 
 use bytes::Bytes;
 use std::{collections::BTreeMap, fmt, sync::Arc};
@@ -80,6 +88,15 @@ impl UnixMillis {
     }
 }
 
+/// One sample of both clocks. `mono` orders; `unix` is only ever written into stanzas and rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Microseconds on a clock that never goes back, from any origin that holds for the engine's life.
+    pub mono: Micros,
+    /// Milliseconds since 1970.
+    pub unix: UnixMillis,
+}
+
 /// The tenant: 1 to 64 characters of `A-Z a-z 0-9 _ -`. The first column of every key.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BusinessId(Arc<str>);
@@ -93,8 +110,14 @@ impl BusinessId {
     /// Checks and takes over `name`.
     pub fn new(name: &str) -> Result<Self, InvalidBusinessId> {
         let fits = (1..=64).contains(&name.len())
-            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-        if fits { Ok(Self(name.into())) } else { Err(InvalidBusinessId) }
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+        if fits {
+            Ok(Self(name.into()))
+        } else {
+            Err(InvalidBusinessId)
+        }
     }
 
     /// The text of it.
@@ -181,6 +204,10 @@ impl Batch {
     /// Bytes of records in it.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.rows.values().flatten().map(|record| record.0.len()).sum()
+        self.rows
+            .values()
+            .flatten()
+            .map(|record| record.0.len())
+            .sum()
     }
 }

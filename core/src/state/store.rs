@@ -1,6 +1,8 @@
 //! What a database has to offer to keep accounts.
 
-use super::{AccountId, Batch, BusinessId, Epoch, Key, MessageId, Micros, Record, Seq, Table, UnixMillis};
+use super::{
+    AccountId, Batch, BusinessId, Epoch, Key, MessageId, Micros, Record, Seq, Table, UnixMillis,
+};
 use std::future::Future;
 
 /// A process start. Random, so that a restarted process never trusts what its predecessor held.
@@ -147,7 +149,10 @@ pub trait Store: Clone + Send + Sync + 'static {
 
     /// Applies each batch whole or not at all; one outcome per batch, in order. Batches of one account may follow each
     /// other in one call. One account's trouble never fails its neighbours.
-    fn commit(&self, batches: Vec<Batch>) -> impl Future<Output = Result<Vec<Outcome>, StoreError>> + Send;
+    fn commit(
+        &self,
+        batches: Vec<Batch>,
+    ) -> impl Future<Output = Result<Vec<Outcome>, StoreError>> + Send;
 
     /// Creates an account. Names are 1 to 64 characters of `A-Z a-z 0-9 _ - .`, unique within the business.
     fn create_account(

@@ -1,0 +1,100 @@
+//! Inputs and outputs of an engine.
+
+use crate::{
+    flow::{Command, CommandError, CommandId, Endpoint, Event, Notice, Reply, StopReason},
+    state::{Batch, Epoch, EventSeq, Key, Micros, Row, Scan, Seq},
+};
+
+/// The right to act. `epoch` fences the store; `until` bounds what no store can fence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Fencing token.
+    pub epoch: Epoch,
+    /// The last batch in the account's history.
+    pub applied: Seq,
+    /// On the engine's monotonic clock; count from *before* the claim or renewal was sent.
+    pub until: Micros,
+}
+
+/// The engine's number for a load or scan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LoadId(pub u64);
+
+/// Everything that can happen to an engine.
+#[derive(Clone, Debug)]
+pub enum Input<'a> {
+    /// The connection asked for by [`Output::Open`] stands.
+    Opened,
+    /// Bytes of the connection, cut anywhere.
+    Received(&'a [u8]),
+    /// The connection is gone or could not be made. Expected after [`Output::Close`] too.
+    Closed,
+    /// The rows asked for, in the order of the keys.
+    Loaded(LoadId, Vec<Row>),
+    /// The rows asked for, in key order.
+    Scanned(LoadId, Vec<(Key, Row)>),
+    /// Every batch up to `upto` of this epoch is durable. Stale epochs are ignored.
+    Committed {
+        /// Epoch the batches were written under.
+        epoch: Epoch,
+        /// The last durable one.
+        upto: Seq,
+    },
+    /// The store refused a batch because the account belongs to a later epoch.
+    Fenced {
+        /// The epoch in force.
+        by: Epoch,
+    },
+    /// The store refused for good: history or schema do not fit. The engine stops.
+    StoreRefused(String),
+    /// The lease was renewed.
+    Granted(Grant),
+    /// Somebody wants something.
+    Command(CommandId, Command),
+    /// Fresh entropy, for processes that live long.
+    Reseed([u8; 32]),
+    /// Time has passed.
+    Tick,
+}
+
+/// Everything an engine can want.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Output {
+    /// Hand to the store at once; several may be out; they apply in `seq` order.
+    Commit(Batch),
+    /// Read these rows; answer with [`Input::Loaded`].
+    Load(LoadId, Vec<Key>),
+    /// Read a slice of a table; answer with [`Input::Scanned`].
+    Scan(LoadId, Scan),
+    /// Connect; answer with [`Input::Opened`] or [`Input::Closed`].
+    Open(Endpoint),
+    /// Write out what was transmitted, then close.
+    Close,
+    /// Bytes were appended to `wire`. Send them as one message of the connection.
+    Transmit,
+    /// A durable event. Shown again by the next engine until it is acknowledged.
+    Event(EventSeq, Event),
+    /// Something passing.
+    Notice(Notice),
+    /// The answer to a command; exactly one each.
+    Reply(CommandId, Result<Reply, CommandError>),
+    /// Nothing more until an input, or until `wake`.
+    Idle {
+        /// Send [`Input::Tick`] then.
+        wake: Option<Micros>,
+        /// For the operator's log.
+        why: &'static str,
+    },
+    /// Terminal: later inputs are ignored and `poll` returns this for ever.
+    Stopped(StopReason),
+}
+
+/// What there is room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appetite {
+    /// Read from the connection.
+    pub bytes: bool,
+    /// Accept so many commands.
+    pub commands: u32,
+}

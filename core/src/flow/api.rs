@@ -1,0 +1,380 @@
+//! What goes into an engine and what comes out, apart from bytes and rows: commands, events, notices.
+
+use crate::{
+    jid::Jid,
+    state::{Epoch, EventSeq, Key, MessageId, Micros},
+};
+use bytes::Bytes;
+use std::fmt;
+
+/// The caller's number for a command; comes back with its reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CommandId(pub u64);
+
+/// What a caller can ask for.
+#[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Command {
+    /// Link this account: connect, show QR codes ([`Notice::Qr`]) until the phone has scanned one. Answered with
+    /// [`Reply::Linked`] when the account is durable, at once if it is linked already.
+    Link,
+    /// Send a message. Answered with [`Reply::Accepted`] when it is durable; from then on it is sent exactly once under
+    /// that id, whatever crashes. Progress comes as events.
+    Send(SendRequest),
+    /// The consumer has kept all events up to this one; they will not be shown again.
+    Acknowledge(EventSeq),
+    /// Tell the sender that these messages of a chat were read. `sender` is their author in groups.
+    MarkRead {
+        /// Chat they are in.
+        chat: Jid,
+        /// Author, in groups.
+        sender: Option<Jid>,
+        /// At most 256.
+        ids: Vec<MessageId>,
+    },
+    /// Announce `available` or `unavailable`, under this name.
+    Presence {
+        /// Available?
+        available: bool,
+        /// New push name, if it changes.
+        name: Option<String>,
+    },
+    /// Look for requests that other processes have left in the mailbox.
+    CheckMailbox,
+    /// Unlink at the service, mark the account as logged out, stop. Keys are kept; deleting an account is the store's
+    /// business.
+    Logout,
+    /// Finish what is in flight, close the connection, stop.
+    Shutdown,
+}
+
+/// Says which command, never to whom or what.
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Link => f.write_str("Link"),
+            Self::Send(request) => write!(f, "Send({:?})", request.id),
+            Self::Acknowledge(seq) => write!(f, "Acknowledge({})", seq.0),
+            Self::MarkRead { ids, .. } => write!(f, "MarkRead({} ids)", ids.len()),
+            Self::Presence { available, .. } => write!(f, "Presence({available})"),
+            Self::CheckMailbox => f.write_str("CheckMailbox"),
+            Self::Logout => f.write_str("Logout"),
+            Self::Shutdown => f.write_str("Shutdown"),
+        }
+    }
+}
+
+/// A message to send.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SendRequest {
+    /// Chosen by the caller to make a repeated request harmless, or by the engine if absent. A request under an id
+    /// that is known already changes nothing and is accepted.
+    pub id: Option<MessageId>,
+    /// A user, by phone number or LID.
+    pub to: Jid,
+    /// What.
+    pub content: Content,
+}
+
+/// What a message says.
+#[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Content {
+    /// Plain text.
+    Text(String),
+    /// A serialized `Message` protobuf, sent as it is.
+    Message(Bytes),
+}
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => write!(f, "Text({} bytes)", text.len()),
+            Self::Message(bytes) => write!(f, "Message({} bytes)", bytes.len()),
+        }
+    }
+}
+
+impl fmt::Debug for SendRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SendRequest")
+            .field("id", &self.id)
+            .field("content", &self.content)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The good answers to commands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reply {
+    /// Done, or under way with nothing more to report.
+    Done,
+    /// The account is linked under these addresses.
+    Linked {
+        /// Phone-number address with device.
+        jid: Jid,
+        /// LID with device, if the service uses LIDs.
+        lid: Option<Jid>,
+    },
+    /// The message is durable and will be sent under this id.
+    Accepted {
+        /// Its id.
+        id: MessageId,
+    },
+}
+
+/// Why a command was not carried out. What to do is in each variant.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommandError {
+    /// Try again when something has been acknowledged.
+    #[error("too much work is queued; retry later")]
+    Busy,
+    /// The command can never succeed as it is.
+    #[error("the command is malformed: {0}")]
+    Invalid(&'static str),
+    /// Link the account first.
+    #[error("the account is not linked")]
+    NotLinked,
+    /// The service said no.
+    #[error("the service refused with code {0}")]
+    Refused(u16),
+    /// Nobody scanned a code.
+    #[error("no code was scanned in time")]
+    LinkExpired,
+    /// Ask the next owner: the outcome is in the store.
+    #[error("the engine stopped before the outcome was known")]
+    Unknown,
+}
+
+impl CommandError {
+    /// Whether the same command can succeed later.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self, Self::Busy | Self::Unknown | Self::LinkExpired)
+    }
+}
+
+/// Something that happened to the account: durable, numbered without gaps, shown again after a crash until the
+/// consumer acknowledges its number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// The account was linked.
+    Linked {
+        /// Phone-number address with device.
+        jid: Jid,
+        /// LID with device.
+        lid: Option<Jid>,
+        /// What the phone runs, as it says.
+        platform: String,
+    },
+    /// The phone or the service ended the link. Keys are kept, the engine stops.
+    LoggedOut {
+        /// The service's code.
+        code: u16,
+    },
+    /// A message was decrypted.
+    Message(Box<Message>),
+    /// The service has taken over a message of ours.
+    Sent {
+        /// Which.
+        id: MessageId,
+        /// To which chat.
+        to: Jid,
+        /// The service's time, unix seconds.
+        at: i64,
+    },
+    /// The service refused a message of ours; it was not delivered.
+    Failed {
+        /// Which.
+        id: MessageId,
+        /// To which chat.
+        to: Jid,
+        /// The service's code; 0 if the engine gave up by itself (no device of the recipient could be reached).
+        code: u16,
+    },
+    /// A device of the recipient has a message of ours.
+    Delivered {
+        /// Which.
+        id: MessageId,
+        /// Who.
+        by: Jid,
+        /// Unix seconds.
+        at: i64,
+    },
+    /// The recipient has read a message of ours.
+    Read {
+        /// Which.
+        id: MessageId,
+        /// Who.
+        by: Jid,
+        /// Unix seconds.
+        at: i64,
+    },
+    /// A message could not be decrypted, and asking for it again did not help.
+    Undecryptable {
+        /// Which.
+        id: MessageId,
+        /// In which chat.
+        chat: Jid,
+        /// By whom.
+        sender: Jid,
+    },
+    /// A device of somebody has a new identity key: a new phone or a re-installation.
+    IdentityChanged {
+        /// Whose.
+        user: Jid,
+    },
+}
+
+/// A decrypted message.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Stanza id.
+    pub id: MessageId,
+    /// The conversation: the other user without device, or the group.
+    pub chat: Jid,
+    /// The author's device.
+    pub sender: Jid,
+    /// The author's other address (phone number for a LID, LID for a phone number), if known.
+    pub sender_alt: Option<Jid>,
+    /// Written by this account on another device.
+    pub from_me: bool,
+    /// The service's time, unix seconds.
+    pub at: i64,
+    /// What the author calls themselves.
+    pub push_name: Option<String>,
+    /// Came from the queue that the service kept while we were offline.
+    pub offline: bool,
+    /// From the own phone to this device, not for people.
+    pub peer: bool,
+    /// The text, if it is one.
+    pub text: Option<String>,
+    /// The serialized `Message` protobuf, with everything we do not know.
+    pub content: Bytes,
+}
+
+/// Never shows addresses or text.
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Message({}, {} bytes)", self.id, self.content.len())
+    }
+}
+
+/// Something worth knowing now and worth nothing later: not durable, not numbered.
+#[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Notice {
+    /// Show this as a QR code, for so long.
+    Qr {
+        /// The text to encode.
+        text: String,
+        /// How long it is valid.
+        valid: Micros,
+    },
+    /// The connection changed its state.
+    Connection(Connection),
+    /// A row could not be read and is treated as missing.
+    CorruptRow(Key),
+    /// A message could not be decrypted; it has been asked for again. The reason is the protocol's code.
+    RetryAsked {
+        /// Which message.
+        id: MessageId,
+        /// Reason code, 0 if none fits.
+        reason: u8,
+        /// How often so far.
+        count: u32,
+    },
+    /// The service or a peer did something the protocol does not allow; it was dropped.
+    Protocol(String),
+}
+
+impl fmt::Debug for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // The code carries the secret that the phone proves itself with.
+            Self::Qr { .. } => f.write_str("Qr(…)"),
+            Self::Connection(state) => write!(f, "Connection({state:?})"),
+            Self::CorruptRow(key) => write!(f, "CorruptRow({key:?})"),
+            Self::RetryAsked { id, reason, count } => {
+                write!(f, "RetryAsked({id}, reason {reason}, count {count})")
+            }
+            Self::Protocol(what) => write!(f, "Protocol({what})"),
+        }
+    }
+}
+
+/// States of the connection, for people to look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Connection {
+    /// Connecting and shaking hands.
+    Connecting,
+    /// Waiting for the phone to scan a code.
+    Linking,
+    /// Logged in; the service is delivering what it kept.
+    LoggedIn,
+    /// Everything kept has been delivered; messages flow.
+    Online,
+    /// Not connected; trying again after this pause.
+    Waiting {
+        /// The pause.
+        pause: Micros,
+        /// Why the last connection ended.
+        why: &'static str,
+    },
+}
+
+/// Why an engine stopped. None of them touches the account's keys.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StopReason {
+    /// The store has a later epoch: somebody else owns the account.
+    #[error("fenced: epoch {} is in force", .0.0)]
+    Fenced(Epoch),
+    /// The grant ran out before it was renewed.
+    #[error("the lease ran out")]
+    LeaseExpired,
+    /// The service has another connection of this device. Somebody else owns the account: check the lease, never fight.
+    #[error("another connection of this account replaced ours")]
+    Replaced,
+    /// Unlinked by the phone, the service or a logout command.
+    #[error("logged out (code {0})")]
+    LoggedOut(u16),
+    /// Banned for a while.
+    #[error("temporarily banned (code {code}, {seconds} s)")]
+    Banned {
+        /// The service's reason.
+        code: u16,
+        /// For how long.
+        seconds: u64,
+    },
+    /// The service wants a newer client version: change [`Profile::version`](crate::flow::Profile).
+    #[error("the service refuses this client version")]
+    Outdated,
+    /// The service refused the login for another reason.
+    #[error("the service refused the login (code {0})")]
+    Refused(u16),
+    /// The store refused a batch or a row of the account itself is unreadable.
+    #[error("the store cannot serve this account: {0}")]
+    Store(String),
+    /// As commanded.
+    #[error("shut down")]
+    Shutdown,
+}
+
+impl StopReason {
+    /// Whether the same owner may build a new engine for the account and go on.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self, Self::LeaseExpired)
+    }
+
+    /// Whether somebody else owns the account now, as far as we know.
+    #[must_use]
+    pub const fn is_fenced(&self) -> bool {
+        matches!(self, Self::Fenced(_) | Self::Replaced)
+    }
+}

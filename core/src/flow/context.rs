@@ -1,0 +1,347 @@
+//! What all flows share: the account, its rows, the gate through which effects leave, the clock, the generator.
+//!
+//! A flow never talks to the world. It changes rows ([`Context::put`]) and queues effects ([`Context::send`],
+//! [`Context::emit`], …). Each effect is stamped with the position in the write history that it depends on: everything
+//! written so far. The engine lets it out when that is durable, so a flow cannot get the order of "persist, then show"
+//! wrong.
+
+use super::{
+    CommandError, CommandId, Config, Connection, Event, Notice, Reply,
+    account::Account,
+    inbox::Inbox,
+    query::{Queries, Query},
+};
+use crate::{
+    crypto::Rng,
+    jid::Jid,
+    proto::record::Counters,
+    state::{AccountId, EventSeq, Key, Micros, Now, Record, Seq, WorkingSet, codec},
+    wire::node::{self, Node},
+};
+use std::collections::{BTreeSet, VecDeque};
+
+/// An effect on its way out.
+#[derive(Debug)]
+pub(crate) enum Effect {
+    /// Ask for a connection.
+    Open,
+    /// Close the connection of this generation.
+    Close(u64),
+    /// Handshake bytes, written as they are.
+    Raw(u64, Vec<u8>),
+    /// An encoded node for the connection of this generation. Sealed when it leaves, so that nonces follow the wire.
+    Stanza(u64, Vec<u8>),
+    Event(EventSeq, Event),
+    Notice(Notice),
+    Reply(CommandId, Result<Reply, CommandError>),
+}
+
+impl Effect {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Raw(_, bytes) | Self::Stanza(_, bytes) => bytes.len(),
+            Self::Event(_, Event::Message(message)) => message.content.len(),
+            _ => 64,
+        }
+    }
+}
+
+/// The FIFO of effects, and a lane beside it for what depends on nothing and must not wait for a slow database: pings,
+/// their answers, handshakes.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    fifo: VecDeque<(Seq, Effect)>,
+    urgent: VecDeque<Effect>,
+    bytes: usize,
+}
+
+impl Gate {
+    fn push(&mut self, after: Seq, effect: Effect) {
+        self.bytes += effect.bytes();
+        self.fifo.push_back((after, effect));
+    }
+
+    /// The next effect that may leave.
+    pub(crate) fn pop(&mut self, rows: &WorkingSet) -> Option<Effect> {
+        if let Some(effect) = self.urgent.pop_front() {
+            return Some(effect);
+        }
+        let (after, _) = self.fifo.front()?;
+        if !rows.is_durable(*after) {
+            return None;
+        }
+        let (_, effect) = self.fifo.pop_front()?;
+        self.bytes -= effect.bytes();
+        Some(effect)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.fifo.is_empty() && self.urgent.is_empty()
+    }
+
+    /// Bytes waiting for a commit.
+    pub(crate) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// What an engine counts; all of it since it was built.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Frames received and decrypted.
+    pub frames_in: u64,
+    /// Frames sealed.
+    pub frames_out: u64,
+    /// Messages decrypted.
+    pub messages_in: u64,
+    /// Messages that came again.
+    pub duplicates: u64,
+    /// Messages that could not be decrypted.
+    pub decrypt_failures: u64,
+    /// Retry receipts sent.
+    pub retries_asked: u64,
+    /// Retry receipts answered with a new copy.
+    pub retries_answered: u64,
+    /// Messages encrypted (stanzas, not devices).
+    pub messages_out: u64,
+    /// Rows that could not be read.
+    pub corrupt_rows: u64,
+    /// Things the protocol does not allow.
+    pub protocol_errors: u64,
+    /// Batches handed out.
+    pub batches: u64,
+    /// Connections asked for.
+    pub connects: u64,
+}
+
+/// See the module documentation.
+pub(crate) struct Context {
+    pub(crate) id: AccountId,
+    pub(crate) config: Config,
+    pub(crate) rng: Rng,
+    pub(crate) now: Now,
+    pub(crate) rows: WorkingSet,
+    pub(crate) account: Account,
+    pub(crate) counters: Counters,
+    pub(crate) gate: Gate,
+    pub(crate) queries: Queries,
+    pub(crate) inbox: Inbox,
+    /// Generation of the connection that stanzas go to; `None` while there is none.
+    pub(crate) connection: Option<u64>,
+    /// Announced as available on this connection.
+    pub(crate) available: bool,
+    /// Rows to ask the store for.
+    pub(crate) wanted: BTreeSet<Key>,
+    pub(crate) stats: Stats,
+}
+
+impl Context {
+    /// Writes a row.
+    pub(crate) fn put(&mut self, key: Key, record: Record) {
+        self.rows.put(key, Some(record));
+    }
+
+    /// Deletes a row.
+    pub(crate) fn delete(&mut self, key: Key) {
+        self.rows.put(key, None);
+    }
+
+    /// Reads a row that was loaded, and decodes it. A row that does not decode is reported, counted and treated as
+    /// absent: one bad row must not take the account, or anybody else, down with it.
+    pub(crate) fn read<M: prost::Message + Default>(&mut self, key: &Key) -> Option<M> {
+        self.read_with(key, codec::decode)
+    }
+
+    /// As [`read`](Self::read), for rows with a format of their own.
+    pub(crate) fn read_with<T, E>(
+        &mut self,
+        key: &Key,
+        decode: impl FnOnce(&Record) -> Result<T, E>,
+    ) -> Option<T> {
+        let decoded = decode(self.rows.get(key)?);
+        match decoded {
+            Ok(value) => Some(value),
+            Err(_) => {
+                self.corrupt(key.clone());
+                None
+            }
+        }
+    }
+
+    /// Reports a row that cannot be read.
+    pub(crate) fn corrupt(&mut self, key: Key) {
+        self.stats.corrupt_rows += 1;
+        self.notice(Notice::CorruptRow(key));
+    }
+
+    /// Writes the account row.
+    pub(crate) fn save_account(&mut self) {
+        let record = self.account.to_record();
+        self.put(Key::Device, record);
+    }
+
+    /// Writes the counters.
+    pub(crate) fn save_counters(&mut self) {
+        let record = codec::encode(&self.counters);
+        self.put(Key::Counters, record);
+    }
+
+    fn queue(&mut self, effect: Effect) {
+        self.gate.push(self.rows.position(), effect);
+    }
+
+    /// Sends a stanza once everything written so far is durable. Dropped if the connection ends before that: whatever
+    /// must survive a connection is kept in a row, and said again on the next one.
+    pub(crate) fn send(&mut self, node: &Node) {
+        if let (Some(connection), Some(payload)) = (self.connection, self.encode(node)) {
+            self.queue(Effect::Stanza(connection, payload));
+        }
+    }
+
+    /// Sends a stanza that was encoded before.
+    pub(crate) fn send_encoded(&mut self, payload: Vec<u8>) {
+        if let Some(connection) = self.connection {
+            self.queue(Effect::Stanza(connection, payload));
+        }
+    }
+
+    /// Sends a stanza past the gate. Only for what depends on no row.
+    pub(crate) fn send_urgent(&mut self, node: &Node) {
+        if let (Some(connection), Some(payload)) = (self.connection, self.encode(node)) {
+            self.gate
+                .urgent
+                .push_back(Effect::Stanza(connection, payload));
+        }
+    }
+
+    /// Writes handshake bytes past the gate.
+    pub(crate) fn send_raw(&mut self, connection: u64, bytes: Vec<u8>) {
+        self.gate.urgent.push_back(Effect::Raw(connection, bytes));
+    }
+
+    fn encode(&mut self, node: &Node) -> Option<Vec<u8>> {
+        let mut payload = Vec::new();
+        match node::encode(node, &mut payload) {
+            Ok(()) => Some(payload),
+            Err(error) => {
+                self.protocol_error(format!("a stanza of ours cannot be encoded: {error}"));
+                None
+            }
+        }
+    }
+
+    /// Asks the service; the answer (or its absence) comes back with `query`.
+    pub(crate) fn ask(&mut self, node: Node, query: Query) {
+        let (id, _) = self
+            .queries
+            .open(query, self.now.mono.plus(self.config.timing.query));
+        self.send(&node.attr("id", id));
+    }
+
+    /// As [`ask`](Self::ask), past the gate.
+    pub(crate) fn ask_urgently(&mut self, node: Node, query: Query) {
+        let (id, _) = self
+            .queries
+            .open(query, self.now.mono.plus(self.config.timing.query));
+        self.send_urgent(&node.attr("id", id));
+    }
+
+    /// Asks for a connection.
+    pub(crate) fn open_connection(&mut self) {
+        self.stats.connects += 1;
+        self.queue(Effect::Open);
+    }
+
+    /// Closes a connection after what was queued before.
+    pub(crate) fn close_connection(&mut self, connection: u64) {
+        self.queue(Effect::Close(connection));
+    }
+
+    /// Closes a connection at once.
+    pub(crate) fn cut_connection(&mut self, connection: u64) {
+        self.gate.urgent.push_back(Effect::Close(connection));
+    }
+
+    /// Records an event and shows it as soon as it is durable and the consumer has room.
+    pub(crate) fn emit(&mut self, event: Event) -> EventSeq {
+        let seq = EventSeq(self.counters.next_event.unwrap_or(1).max(1));
+        self.counters.next_event = Some(seq.0 + 1);
+        self.save_counters();
+        let record = codec::encode(&super::inbox::to_row(&event));
+        self.put(Key::Inbox(seq), record);
+        if self
+            .inbox
+            .takes(seq, self.config.limits.events_in_flight.get())
+        {
+            self.queue(Effect::Event(seq, event));
+        }
+        seq
+    }
+
+    /// Shows an event that is in the store already.
+    pub(crate) fn show(&mut self, seq: EventSeq, event: Event) {
+        self.queue(Effect::Event(seq, event));
+    }
+
+    /// Says something in passing.
+    pub(crate) fn notice(&mut self, notice: Notice) {
+        self.queue(Effect::Notice(notice));
+    }
+
+    /// Says how the connection is.
+    pub(crate) fn connection_is(&mut self, state: Connection) {
+        self.notice(Notice::Connection(state));
+    }
+
+    /// Answers a command.
+    pub(crate) fn reply(&mut self, command: CommandId, result: Result<Reply, CommandError>) {
+        self.queue(Effect::Reply(command, result));
+    }
+
+    /// Counts and reports something the protocol does not allow. Never put addresses or text into it.
+    pub(crate) fn protocol_error(&mut self, what: impl Into<String>) {
+        self.stats.protocol_errors += 1;
+        self.notice(Notice::Protocol(what.into()));
+    }
+
+    /// A time between two others.
+    pub(crate) fn between(&mut self, (least, most): (Micros, Micros)) -> Micros {
+        Micros(least.0 + self.rng.below(most.0.saturating_sub(least.0) + 1))
+    }
+
+    /// Unix seconds.
+    pub(crate) fn unix(&self) -> i64 {
+        self.now.unix.secs()
+    }
+
+    /// Sends an `<ack>` for a stanza that we are done with (fact sheet 04.5): ids and addresses are echoed, also
+    /// `recipient`, without which the service ends the stream.
+    pub(crate) fn acknowledge(&mut self, stanza: &Node, error: Option<u16>) {
+        let (Some(id), Some(from)) = (stanza.get_string("id"), stanza.get_jid("from")) else {
+            return;
+        };
+        let class = stanza.tag().to_owned();
+        let is_receipt_of = |participant: &Jid| class == "receipt" && *participant == from;
+        let participant = stanza
+            .get_jid("participant")
+            .filter(|jid| !is_receipt_of(jid));
+        let kind = stanza.get_string("type");
+        // WhatsApp Web leaves the type out here, and only here.
+        let kind = kind.filter(|kind| {
+            !(class == "notification" && kind == "encrypt" && stanza.find("identity").is_some())
+        });
+        let own = self.account.jid.clone().filter(|_| class == "message");
+        self.send(
+            &Node::new("ack")
+                .attr("id", id)
+                .attr("class", class)
+                .attr("to", from)
+                .attr_opt("participant", participant)
+                .attr_opt("recipient", stanza.get_jid("recipient"))
+                .attr_opt("type", kind)
+                .attr_opt("from", own)
+                .attr_opt("error", error.map(u64::from)),
+        );
+    }
+}

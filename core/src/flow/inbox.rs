@@ -1,0 +1,395 @@
+//! Events on their way to the consumer.
+//!
+//! Every event is a row until the consumer acknowledges its number. Events are shown in order; when the consumer is
+//! slow, at most a window of them is out and the rest waits in the store, so that memory stays bounded however long
+//! somebody sleeps. A new engine starts by showing what was never acknowledged.
+
+use super::{CommandError, Context, Event, Message};
+use crate::{
+    jid::Jid,
+    proto::{e2e, record},
+    state::{
+        EventSeq, Key, MessageId, Record, Row,
+        codec::{self, RowError},
+    },
+};
+use prost::Message as _;
+
+/// What has been shown and what has been acknowledged.
+#[derive(Debug, Default)]
+pub(crate) struct Inbox {
+    /// The last event shown.
+    shown: EventSeq,
+    /// The last event acknowledged.
+    acknowledged: EventSeq,
+    /// A scan for more is under way.
+    pub(crate) scanning: bool,
+}
+
+impl Inbox {
+    /// Whether `seq` may be shown right now; notes it as shown if so.
+    pub(crate) fn takes(&mut self, seq: EventSeq, window: u32) -> bool {
+        let next = !self.scanning && seq == self.shown.next();
+        let takes = next && self.shown.0 - self.acknowledged.0 < u64::from(window);
+        if takes {
+            self.shown = seq;
+        }
+        takes
+    }
+}
+
+/// Takes in the rows that a previous owner left, and shows the first of them.
+pub(crate) fn start(cx: &mut Context, rows: Vec<(Key, Row)>) {
+    let last = EventSeq(cx.counters.next_event.unwrap_or(1).max(1) - 1);
+    let first = rows.iter().find_map(|(key, _)| match key {
+        Key::Inbox(seq) => Some(*seq),
+        _ => None,
+    });
+    let before = first.map_or(last, |seq| EventSeq(seq.0.saturating_sub(1)));
+    cx.inbox = Inbox {
+        shown: before,
+        acknowledged: before,
+        scanning: false,
+    };
+    take(cx, rows);
+}
+
+/// Takes in the answer to a scan. Rows that should be there and are not were lost by the store: their numbers are
+/// skipped, and said so, rather than waited for.
+pub(crate) fn scanned(cx: &mut Context, rows: Vec<(Key, Row)>) {
+    cx.inbox.scanning = false;
+    let found = rows.iter().find_map(|(key, _)| match key {
+        Key::Inbox(seq) if *seq > cx.inbox.shown => Some(*seq),
+        _ => None,
+    });
+    let next = found.unwrap_or(EventSeq(cx.counters.next_event.unwrap_or(1).max(1)));
+    if next > cx.inbox.shown.next() {
+        cx.corrupt(Key::Inbox(cx.inbox.shown.next()));
+        cx.inbox.shown = EventSeq(next.0 - 1);
+    }
+    take(cx, rows);
+}
+
+fn take(cx: &mut Context, rows: Vec<(Key, Row)>) {
+    let window = cx.config.limits.events_in_flight.get();
+    for (key, row) in rows {
+        let Key::Inbox(seq) = key else { continue };
+        if seq != cx.inbox.shown.next() || !cx.inbox.takes(seq, window) {
+            continue;
+        }
+        match row {
+            Row::Present(record) => show(cx, seq, &record),
+            Row::Absent | Row::Corrupt => cx.corrupt(key),
+        }
+    }
+}
+
+/// Shows one stored event. If the row is unreadable its number is skipped, and said so: consumers see a gap only then.
+fn show(cx: &mut Context, seq: EventSeq, record: &Record) {
+    match codec::decode(record).and_then(from_row) {
+        Ok(event) => cx.show(seq, event),
+        Err(_) => cx.corrupt(Key::Inbox(seq)),
+    }
+}
+
+/// Shows what there is room for. Returns `true` if the store has to be asked for it.
+pub(crate) fn advance(cx: &mut Context) -> bool {
+    let window = cx.config.limits.events_in_flight.get();
+    loop {
+        let seq = cx.inbox.shown.next();
+        if seq.0 >= cx.counters.next_event.unwrap_or(1).max(1) || cx.inbox.scanning {
+            return false;
+        }
+        if cx.inbox.shown.0 - cx.inbox.acknowledged.0 >= u64::from(window) {
+            return false;
+        }
+        let key = Key::Inbox(seq);
+        if !cx.rows.knows(&key) {
+            // Rows leave memory only when they are durable, so the store has it.
+            return true;
+        }
+        let record = cx.rows.get(&key).cloned();
+        if !cx.inbox.takes(seq, window) {
+            return false;
+        }
+        match record {
+            Some(record) => show(cx, seq, &record),
+            None => cx.corrupt(key),
+        }
+    }
+}
+
+/// Where the next scan starts.
+pub(crate) fn scan_from(cx: &mut Context) -> Option<Key> {
+    cx.inbox.scanning = true;
+    (cx.inbox.shown.0 > 0).then_some(Key::Inbox(cx.inbox.shown))
+}
+
+/// The consumer has everything up to `upto`.
+pub(crate) fn acknowledge(cx: &mut Context, upto: EventSeq) -> Result<(), CommandError> {
+    if upto > cx.inbox.shown {
+        return Err(CommandError::Invalid(
+            "an event that was not shown cannot be acknowledged",
+        ));
+    }
+    while cx.inbox.acknowledged < upto {
+        cx.inbox.acknowledged = cx.inbox.acknowledged.next();
+        let key = Key::Inbox(cx.inbox.acknowledged);
+        cx.delete(key);
+    }
+    Ok(())
+}
+
+/// The row of an event.
+pub(crate) fn to_row(event: &Event) -> record::Event {
+    let progress = |id: &MessageId, jid: &Jid, at: i64, code: u16| {
+        Some(record::Progress {
+            id: Some(id.to_string()),
+            jid: Some(jid.to_string()),
+            other: None,
+            at: Some(at),
+            code: Some(code.into()),
+        })
+    };
+    let mut row = record::Event::default();
+    match event {
+        Event::Linked { jid, lid, platform } => {
+            row.linked = Some(record::Linked {
+                jid: Some(jid.to_string()),
+                lid: lid.as_ref().map(ToString::to_string),
+                platform: Some(platform.clone()),
+            });
+        }
+        Event::LoggedOut { code } => row.logged_out = Some((*code).into()),
+        Event::Message(message) => {
+            row.received = Some(record::Received {
+                id: Some(message.id.to_string()),
+                chat: Some(message.chat.to_string()),
+                sender: Some(message.sender.to_string()),
+                sender_alt: message.sender_alt.as_ref().map(ToString::to_string),
+                from_me: Some(message.from_me),
+                at: Some(message.at),
+                push_name: message.push_name.clone(),
+                offline: Some(message.offline),
+                peer: Some(message.peer),
+                content: Some(message.content.to_vec()),
+            });
+        }
+        Event::Sent { id, to, at } => row.sent = progress(id, to, *at, 0),
+        Event::Failed { id, to, code } => row.failed = progress(id, to, 0, *code),
+        Event::Delivered { id, by, at } => row.delivered = progress(id, by, *at, 0),
+        Event::Read { id, by, at } => row.read = progress(id, by, *at, 0),
+        Event::Undecryptable { id, chat, sender } => {
+            row.undecryptable = progress(id, chat, 0, 0).map(|mut progress| {
+                progress.other = Some(sender.to_string());
+                progress
+            });
+        }
+        Event::IdentityChanged { user } => row.identity_changed = Some(user.to_string()),
+    }
+    row
+}
+
+/// The event of a row.
+pub(crate) fn from_row(row: record::Event) -> Result<Event, RowError> {
+    struct Parts {
+        id: MessageId,
+        jid: Jid,
+        other: Option<Jid>,
+        at: i64,
+        code: u16,
+    }
+    fn jid(text: Option<String>) -> Result<Jid, RowError> {
+        text.and_then(|text| text.parse().ok())
+            .ok_or(RowError::Malformed)
+    }
+    fn maybe(text: Option<String>) -> Result<Option<Jid>, RowError> {
+        text.map(|text| text.parse().map_err(|_| RowError::Malformed))
+            .transpose()
+    }
+    fn parts(progress: record::Progress) -> Result<Parts, RowError> {
+        Ok(Parts {
+            id: progress.id.ok_or(RowError::Malformed)?.into(),
+            jid: jid(progress.jid)?,
+            other: maybe(progress.other)?,
+            at: progress.at.unwrap_or(0),
+            code: progress
+                .code
+                .and_then(|code| u16::try_from(code).ok())
+                .unwrap_or(0),
+        })
+    }
+    Ok(if let Some(linked) = row.linked {
+        Event::Linked {
+            jid: jid(linked.jid)?,
+            lid: maybe(linked.lid)?,
+            platform: linked.platform.unwrap_or_default(),
+        }
+    } else if let Some(code) = row.logged_out {
+        Event::LoggedOut {
+            code: u16::try_from(code).unwrap_or(0),
+        }
+    } else if let Some(received) = row.received {
+        let content = received.content.unwrap_or_default();
+        Event::Message(Box::new(Message {
+            id: received.id.ok_or(RowError::Malformed)?.into(),
+            chat: jid(received.chat)?,
+            sender: jid(received.sender)?,
+            sender_alt: maybe(received.sender_alt)?,
+            from_me: received.from_me.unwrap_or(false),
+            at: received.at.unwrap_or(0),
+            push_name: received.push_name,
+            offline: received.offline.unwrap_or(false),
+            peer: received.peer.unwrap_or(false),
+            text: text_of(&content),
+            content: content.into(),
+        }))
+    } else if let Some(progress) = row.sent {
+        let Parts { id, jid, at, .. } = parts(progress)?;
+        Event::Sent { id, to: jid, at }
+    } else if let Some(progress) = row.failed {
+        let Parts { id, jid, code, .. } = parts(progress)?;
+        Event::Failed { id, to: jid, code }
+    } else if let Some(progress) = row.delivered {
+        let Parts { id, jid, at, .. } = parts(progress)?;
+        Event::Delivered { id, by: jid, at }
+    } else if let Some(progress) = row.read {
+        let Parts { id, jid, at, .. } = parts(progress)?;
+        Event::Read { id, by: jid, at }
+    } else if let Some(progress) = row.undecryptable {
+        let Parts { id, jid, other, .. } = parts(progress)?;
+        Event::Undecryptable {
+            id,
+            chat: jid,
+            sender: other.ok_or(RowError::Malformed)?,
+        }
+    } else if let Some(user) = row.identity_changed {
+        Event::IdentityChanged {
+            user: user.parse().map_err(|_| RowError::Malformed)?,
+        }
+    } else {
+        return Err(RowError::Malformed);
+    })
+}
+
+/// The text of a serialized message, if it is one: plain, extended, or inside the wrappers that timers and edits use.
+pub(crate) fn text_of(content: &[u8]) -> Option<String> {
+    let mut message = e2e::Message::decode(content).ok()?;
+    // A wrapper in a wrapper in a wrapper is as deep as clients go.
+    for _ in 0..4 {
+        if let Some(text) = message.conversation.filter(|text| !text.is_empty()) {
+            return Some(text);
+        }
+        if let Some(text) = message
+            .extended_text_message
+            .and_then(|extended| extended.text)
+        {
+            return Some(text);
+        }
+        let wrapped = [
+            message.ephemeral_message,
+            message.view_once_message,
+            message.view_once_message_v2,
+            message.view_once_message_v2_extension,
+            message.document_with_caption_message,
+        ];
+        message = *wrapped
+            .into_iter()
+            .flatten()
+            .find_map(|wrapper| wrapper.message)?;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(text: &str) -> Vec<u8> {
+        e2e::Message {
+            conversation: Some(text.into()),
+            ..Default::default()
+        }
+        .encode_to_vec()
+    }
+
+    #[test]
+    fn every_event_survives_its_row() {
+        let jid: Jid = "15550000001:1@s.whatsapp.net".parse().unwrap();
+        let lid: Jid = "100000000000001:1@lid".parse().unwrap();
+        let id = MessageId::from("3EB0");
+        let message = Message {
+            id: id.clone(),
+            chat: lid.bare(),
+            sender: lid.clone(),
+            sender_alt: Some(jid.bare()),
+            from_me: true,
+            at: 5,
+            push_name: Some("Zoë".into()),
+            offline: true,
+            peer: false,
+            text: Some("hi".into()),
+            content: text("hi").into(),
+        };
+        for event in [
+            Event::Linked {
+                jid: jid.clone(),
+                lid: Some(lid.clone()),
+                platform: "android".into(),
+            },
+            Event::LoggedOut { code: 401 },
+            Event::Message(Box::new(message)),
+            Event::Sent {
+                id: id.clone(),
+                to: jid.bare(),
+                at: 7,
+            },
+            Event::Failed {
+                id: id.clone(),
+                to: jid.bare(),
+                code: 463,
+            },
+            Event::Delivered {
+                id: id.clone(),
+                by: jid.clone(),
+                at: 8,
+            },
+            Event::Read {
+                id: id.clone(),
+                by: jid.clone(),
+                at: 9,
+            },
+            Event::Undecryptable {
+                id,
+                chat: lid.bare(),
+                sender: lid.clone(),
+            },
+            Event::IdentityChanged { user: lid },
+        ] {
+            assert_eq!(from_row(to_row(&event)), Ok(event));
+        }
+        assert_eq!(from_row(record::Event::default()), Err(RowError::Malformed));
+    }
+
+    #[test]
+    fn text_is_found_inside_wrappers_but_not_for_ever() {
+        assert_eq!(text_of(&text("plain")).as_deref(), Some("plain"));
+        let wrap = |inner: e2e::Message| e2e::Message {
+            ephemeral_message: Some(Box::new(e2e::FutureProofMessage {
+                message: Some(Box::new(inner)),
+            })),
+            ..Default::default()
+        };
+        let mut message = e2e::Message {
+            conversation: Some("deep".into()),
+            ..Default::default()
+        };
+        for _ in 0..3 {
+            message = wrap(message);
+        }
+        assert_eq!(text_of(&message.encode_to_vec()).as_deref(), Some("deep"));
+        message = wrap(message);
+        assert_eq!(text_of(&message.encode_to_vec()), None);
+        assert_eq!(text_of(b"\xff\xff"), None);
+    }
+}

@@ -1,0 +1,131 @@
+//! Notifications and informational stanzas: what they change here, and that each is answered exactly once (fact sheet
+//! 04.11, 03.13). Whatever is not understood is acknowledged all the same; else it comes again on every connection.
+
+use super::{
+    Context, devices,
+    login::Login,
+    query::{Query, iq},
+};
+use crate::{jid::Jid, state::Key, wire::node::Node};
+
+/// What a stanza asks the engine to do beyond this module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    Nothing,
+    /// Upload pre-keys.
+    PreKeys,
+    /// The offline queue has been delivered.
+    Online,
+}
+
+/// `<notification>`.
+pub(crate) fn notification(cx: &mut Context, stanza: &Node) -> Wish {
+    let from = stanza.get_jid("from");
+    let kind = stanza.get_string("type").unwrap_or_default();
+    let mut wish = Wish::Nothing;
+    match (kind.as_str(), &from) {
+        ("encrypt", Some(from)) if from.is_service() => {
+            if let Some(count) = stanza.find("count")
+                && count.get_u64("value").unwrap_or(0) < u64::from(cx.config.pre_keys.low.max(1))
+            {
+                wish = Wish::PreKeys;
+            }
+        }
+        // A new phone: its sessions are worthless, and its companions are gone.
+        ("encrypt", Some(from))
+            if stanza.find("identity").is_some()
+                && from.device() == 0
+                && !cx.account.is_mine(from) =>
+        {
+            let lid = stanza.get_jid("lid");
+            for user in [Some(from.clone()), lid].into_iter().flatten() {
+                cx.delete(Key::Session(user.bare()));
+                cx.delete(Key::DeviceList(user.bare()));
+            }
+            cx.emit(super::Event::IdentityChanged { user: from.bare() });
+        }
+        ("devices", Some(from)) => {
+            let lid = stanza.get_jid("lid");
+            let twins = stanza
+                .nodes()
+                .iter()
+                .flat_map(Node::nodes)
+                .filter_map(|device| device.get_jid("lid"));
+            devices::forget(
+                cx,
+                [Some(from.clone()), lid].into_iter().flatten().chain(twins),
+            );
+        }
+        ("account_sync", _) if stanza.find("devices").is_some() => {
+            let own = [cx.account.jid.clone(), cx.account.lid.clone()];
+            devices::forget(cx, own.into_iter().flatten());
+        }
+        _ => {}
+    }
+    cx.acknowledge(stanza, None);
+    wish
+}
+
+/// `<ib>`: never acknowledged.
+pub(crate) fn information(cx: &mut Context, login: &Login, stanza: &Node) -> Wish {
+    for child in stanza.nodes() {
+        match child.tag() {
+            "offline" => return Wish::Online,
+            "offline_preview" if child.get_u64("count").unwrap_or(0) > 0 => {
+                // Some services wait for this before they deliver more than a handful.
+                cx.send(&Node::new("ib").child(Node::new("offline_batch").attr("count", 200u64)));
+            }
+            "edge_routing" => {
+                let info = child
+                    .find("routing_info")
+                    .and_then(Node::data)
+                    .filter(|info| info.len() <= 4096);
+                if let Some(info) = info
+                    && cx.account.routing_info.as_deref() != Some(info)
+                {
+                    cx.account.routing_info = Some(info.to_vec());
+                    cx.save_account();
+                }
+            }
+            "dirty" if login.is_logged_in() => {
+                if let Some(kind) = child.get_string("type") {
+                    let clean = Node::new("clean")
+                        .attr("type", kind)
+                        .attr_opt("timestamp", child.get_string("timestamp"));
+                    cx.ask(
+                        iq("urn:xmpp:whatsapp:dirty", "set").child(clean),
+                        Query::Formality,
+                    );
+                }
+            }
+            _ => {}
+        }
+    }
+    Wish::Nothing
+}
+
+/// Reports messages as read.
+pub(crate) fn mark_read(
+    cx: &mut Context,
+    chat: &Jid,
+    sender: Option<&Jid>,
+    ids: &[crate::state::MessageId],
+) {
+    let Some((first, more)) = ids.split_first() else {
+        return;
+    };
+    let list = (!more.is_empty()).then(|| {
+        Node::new("list").children(
+            more.iter()
+                .map(|id| Node::new("item").attr("id", id.clone())),
+        )
+    });
+    let receipt = Node::new("receipt")
+        .attr("id", first.clone())
+        .attr("to", chat)
+        .attr("type", "read")
+        .attr("t", cx.unix().unsigned_abs())
+        .attr_opt("participant", sender)
+        .children(list);
+    cx.send(&receipt);
+}

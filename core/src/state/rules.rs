@@ -1,0 +1,153 @@
+//! What every store refuses, whatever the database: shapes of names, keys and records.
+//!
+//! The SQL stores repeat these limits as CHECK constraints; here they become a sentence before anything is written.
+
+use super::{AccountId, Batch, Epoch, Key, MessageId, Record, Table};
+use crate::jid::Jid;
+
+/// Pre-key ids are 24-bit on the wire.
+pub const MAX_PRE_KEY_ID: u32 = (1 << 24) - 1;
+/// Bytes of a message id.
+pub const MAX_MESSAGE_ID: usize = 255;
+/// Bytes of the id of an app-state sync key.
+pub const MAX_SYNC_KEY_ID: usize = 64;
+/// Bytes of any other text in a key: user parts, collection names.
+pub const MAX_TEXT: usize = 255;
+/// SQL integers are signed: no number in a key or a fence is above this.
+pub const MAX_NUMBER: u64 = i64::MAX as u64;
+
+/// Why a call is refused before it reaches the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// An account is called something else.
+    #[error("an account name has 1 to 64 characters of A-Z a-z 0-9 _ - .")]
+    AccountName,
+    /// Epochs are granted from 1 on.
+    #[error("epoch 0 was never granted")]
+    NoEpoch,
+    /// Sequence numbers start at 1 and fit a signed 64-bit number.
+    #[error("a sequence number is 1 to 2^63 - 1")]
+    Seq,
+    /// The key does not fit the columns of its table.
+    #[error("a key of table {0} is outside its limits")]
+    Key(&'static str),
+    /// The record is larger than [`Record::MAX_BYTES`].
+    #[error("a record of table {0} is larger than 16 MiB")]
+    Record(&'static str),
+    /// Rows of this table do not lose their value with age.
+    #[error("rows of table {0} are not deleted by age")]
+    NotAged(&'static str),
+    /// The start of a scan is a key of another table.
+    #[error("a scan of table {0} starts behind a key of another table")]
+    Cursor(&'static str),
+}
+
+/// Names are 1 to 64 characters of `A-Z a-z 0-9 _ - .`.
+pub fn account_name(name: &str) -> Result<(), Refusal> {
+    let fits = (1..=64).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
+    if fits {
+        Ok(())
+    } else {
+        Err(Refusal::AccountName)
+    }
+}
+
+/// Everything about a batch that can be judged without knowing its account.
+pub fn batch(batch: &Batch) -> Result<(), Refusal> {
+    if batch.epoch == Epoch(0) {
+        return Err(Refusal::NoEpoch);
+    }
+    if !(1..=MAX_NUMBER).contains(&batch.seq.0) {
+        return Err(Refusal::Seq);
+    }
+    for (key, record) in &batch.rows {
+        self::key(key)?;
+        if let Some(record) = record {
+            self::record(key.table(), record)?;
+        }
+    }
+    Ok(())
+}
+
+/// A key that its table has room for.
+pub fn key(key: &Key) -> Result<(), Refusal> {
+    let fits = match key {
+        Key::Device | Key::Counters | Key::Seen(_) => true,
+        Key::Identity(jid)
+        | Key::Session(jid)
+        | Key::Contact(jid)
+        | Key::RedactedPhone(jid)
+        | Key::ChatSettings(jid)
+        | Key::PrivacyToken(jid)
+        | Key::DeviceList(jid) => address(jid),
+        Key::PreKey(id) => (1..=MAX_PRE_KEY_ID).contains(id),
+        Key::SenderKey { group, sender } => address(group) && address(sender),
+        Key::AppStateSyncKey(id) => (1..=MAX_SYNC_KEY_ID).contains(&id.len()),
+        Key::AppStateVersion(name) | Key::LidMap(name) => text(name),
+        Key::AppStateMutationMac { collection, .. } => text(collection),
+        Key::MessageSecret { chat, sender, id } => {
+            address(chat) && address(sender) && message_id(id)
+        }
+        Key::Inbox(seq) => (1..=MAX_NUMBER).contains(&seq.0),
+        Key::Outbox(id) | Key::Sent(id) | Key::Mailbox(id) => message_id(id),
+    };
+    if fits {
+        Ok(())
+    } else {
+        Err(Refusal::Key(key.table().name()))
+    }
+}
+
+/// A record of a size that stores take.
+pub fn record(table: Table, record: &Record) -> Result<(), Refusal> {
+    if record.0.len() <= Record::MAX_BYTES {
+        Ok(())
+    } else {
+        Err(Refusal::Record(table.name()))
+    }
+}
+
+/// Tables whose rows lose their value with age: the only ones [`Store::retain`](super::Store::retain) touches.
+pub fn aged(table: Table) -> Result<(), Refusal> {
+    match table {
+        Table::Seen | Table::Sent | Table::MessageSecret => Ok(()),
+        _ => Err(Refusal::NotAged(table.name())),
+    }
+}
+
+/// A scan starts behind a key of the table it reads.
+pub fn cursor(table: Table, after: Option<&Key>) -> Result<(), Refusal> {
+    match after {
+        Some(key) if key.table() != table => Err(Refusal::Cursor(table.name())),
+        _ => Ok(()),
+    }
+}
+
+/// Numbers of accounts start at 1 and fit a signed 64-bit number: no other account can exist.
+#[must_use]
+pub fn possible_account(account: &AccountId) -> bool {
+    (1..=MAX_NUMBER).contains(&account.device)
+}
+
+/// NUL is the one character that not every database can store in text.
+fn text(text: &str) -> bool {
+    (1..=MAX_TEXT).contains(&text.len()) && !text.contains('\0')
+}
+
+fn message_id(id: &MessageId) -> bool {
+    (1..=MAX_MESSAGE_ID).contains(&id.len()) && !id.contains('\0')
+}
+
+/// The user part may be empty: `@s.whatsapp.net` is an address.
+fn address(jid: &Jid) -> bool {
+    jid.user().len() <= MAX_TEXT && !jid.user().contains('\0')
+}
+
+impl From<Refusal> for super::StoreError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal.to_string())
+    }
+}

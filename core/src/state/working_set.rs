@@ -1,0 +1,330 @@
+//! The rows an engine has at hand, and what has become of its writes.
+//!
+//! Three places for a row: the *cache* (what we believe the row is, written or not), the *open batch* (writes not
+//! handed out yet) and the batches *in flight*. A row whose write is unfinished is never evicted, and a row that is
+//! being loaded is never evicted either, so a load can never bring back an older state than the one we wrote.
+//! Eviction goes by the order of use, which is the same in every replay.
+
+use super::{AccountId, Batch, Epoch, Key, Record, Row, Seq, UnixMillis};
+use std::collections::BTreeMap;
+
+/// A cached row.
+#[derive(Clone, Debug)]
+struct Entry {
+    record: Option<Record>,
+    /// The last batch that writes it; evictable once that is durable.
+    written: Seq,
+    used: u64,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(crate) struct WorkingSet {
+    cache: BTreeMap<Key, Entry>,
+    /// Use counter → key: the head was used longest ago.
+    order: BTreeMap<u64, Key>,
+    uses: u64,
+    bytes: usize,
+    limit: usize,
+    /// Keys asked for and not answered yet, with how often.
+    loading: BTreeMap<Key, u32>,
+    open: BTreeMap<Key, Option<Record>>,
+    sealed: Seq,
+    durable: Seq,
+}
+
+/// What a cache entry costs beside its record: key, tree nodes, bookkeeping. An estimate that errs upwards.
+const ENTRY_BYTES: usize = 200;
+
+impl WorkingSet {
+    pub(crate) const fn new(applied: Seq, limit: usize) -> Self {
+        Self {
+            cache: BTreeMap::new(),
+            order: BTreeMap::new(),
+            uses: 0,
+            bytes: 0,
+            limit,
+            loading: BTreeMap::new(),
+            open: BTreeMap::new(),
+            sealed: applied,
+            durable: applied,
+        }
+    }
+
+    /// Whether the row is known (be it as absent).
+    pub(crate) fn knows(&self, key: &Key) -> bool {
+        self.cache.contains_key(key)
+    }
+
+    /// The row, if known and present. Work states its keys before it runs, so an unknown row is treated as absent only
+    /// by code that did not ask for it: that is a bug, and debug builds stop at it.
+    pub(crate) fn get(&mut self, key: &Key) -> Option<&Record> {
+        debug_assert!(
+            self.cache.contains_key(key),
+            "{key:?} is used but was not loaded"
+        );
+        self.touch(key);
+        self.cache.get(key)?.record.as_ref()
+    }
+
+    fn touch(&mut self, key: &Key) {
+        if let Some(entry) = self.cache.get_mut(key) {
+            self.order.remove(&entry.used);
+            self.uses += 1;
+            entry.used = self.uses;
+            self.order.insert(self.uses, key.clone());
+        }
+    }
+
+    /// Writes (or deletes) a row: it joins the open batch.
+    pub(crate) fn put(&mut self, key: Key, record: Option<Record>) {
+        self.open.insert(key.clone(), record.clone());
+        let written = self.sealed.next();
+        self.insert(key, record, written);
+    }
+
+    fn insert(&mut self, key: Key, record: Option<Record>, written: Seq) {
+        self.uses += 1;
+        self.bytes += ENTRY_BYTES + size(record.as_ref());
+        self.order.insert(self.uses, key.clone());
+        if let Some(old) = self.cache.insert(
+            key,
+            Entry {
+                record,
+                written,
+                used: self.uses,
+            },
+        ) {
+            self.bytes -= ENTRY_BYTES + size(old.record.as_ref());
+            self.order.remove(&old.used);
+        }
+    }
+
+    /// Notes that a load of `keys` is under way.
+    pub(crate) fn load_started(&mut self, keys: &[Key]) {
+        for key in keys {
+            *self.loading.entry(key.clone()).or_insert(0) += 1;
+        }
+    }
+
+    /// Takes in the answer. A row that was written meanwhile keeps what was written. Returns the keys of rows that
+    /// could not be read; they count as absent.
+    pub(crate) fn load_finished(&mut self, keys: Vec<Key>, rows: Vec<Row>) -> Vec<Key> {
+        let mut corrupt = Vec::new();
+        let mut rows = rows.into_iter();
+        for key in keys {
+            if let Some(count) = self.loading.get_mut(&key) {
+                *count -= 1;
+                if *count == 0 {
+                    self.loading.remove(&key);
+                }
+            }
+            // A store that answers with too few rows: the rest is treated like rows that cannot be read.
+            let record = match rows.next().unwrap_or(Row::Corrupt) {
+                Row::Present(record) => Some(record),
+                Row::Absent => None,
+                Row::Corrupt => {
+                    corrupt.push(key.clone());
+                    None
+                }
+            };
+            if !self.cache.contains_key(&key) {
+                self.insert(key, record, Seq(0));
+            }
+        }
+        corrupt
+    }
+
+    /// Whether a load of this key is under way.
+    pub(crate) fn is_loading(&self, key: &Key) -> bool {
+        self.loading.contains_key(key)
+    }
+
+    /// What an effect that depends on everything written so far has to wait for.
+    pub(crate) fn position(&self) -> Seq {
+        if self.open.is_empty() {
+            self.sealed
+        } else {
+            self.sealed.next()
+        }
+    }
+
+    /// Whether everything up to `seq` is durable.
+    pub(crate) fn is_durable(&self, seq: Seq) -> bool {
+        seq <= self.durable
+    }
+
+    /// Batches handed out and not durable yet.
+    pub(crate) const fn in_flight(&self) -> u64 {
+        self.sealed.0 - self.durable.0
+    }
+
+    /// Whether there is anything to hand out.
+    pub(crate) fn has_open_batch(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    /// Closes the open batch.
+    pub(crate) fn seal(
+        &mut self,
+        account: &AccountId,
+        epoch: Epoch,
+        at: UnixMillis,
+    ) -> Option<Batch> {
+        if self.open.is_empty() {
+            return None;
+        }
+        self.sealed = self.sealed.next();
+        let rows = std::mem::take(&mut self.open);
+        Some(Batch {
+            account: account.clone(),
+            epoch,
+            seq: self.sealed,
+            at,
+            rows,
+        })
+    }
+
+    /// Notes that everything up to `upto` is durable; a claim beyond what was handed out is cut to that.
+    pub(crate) fn committed(&mut self, upto: Seq) {
+        self.durable = self.durable.max(upto.min(self.sealed));
+    }
+
+    /// Drops rows, least recently used first, until the cache fits. Unfinished rows stay whatever it costs.
+    pub(crate) fn evict(&mut self) {
+        if self.bytes <= self.limit {
+            return;
+        }
+        let mut victims = Vec::new();
+        let mut bytes = self.bytes;
+        for (used, key) in &self.order {
+            if bytes <= self.limit {
+                break;
+            }
+            let Some(entry) = self.cache.get(key) else {
+                continue;
+            };
+            if entry.written > self.durable || self.loading.contains_key(key) {
+                continue;
+            }
+            bytes -= ENTRY_BYTES + size(entry.record.as_ref());
+            victims.push((*used, key.clone()));
+        }
+        for (used, key) in victims {
+            self.order.remove(&used);
+            self.cache.remove(&key);
+        }
+        self.bytes = bytes;
+    }
+
+    /// Bytes that the cache holds by its own estimate.
+    pub(crate) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+fn size(record: Option<&Record>) -> usize {
+    record.map_or(0, |record| record.0.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn key(n: u8) -> Key {
+        Key::PreKey(u32::from(n) + 1)
+    }
+
+    fn record(n: u8) -> Record {
+        Record(vec![n; 3].into())
+    }
+
+    fn account() -> AccountId {
+        AccountId {
+            business: Default::default(),
+            device: 1,
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Put(u8, u8),
+        Delete(u8),
+        Seal,
+        Commit,
+        Ask(u8),
+        Answer,
+        Evict,
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            (0..6u8, any::<u8>()).prop_map(|(k, v)| Op::Put(k, v)),
+            (0..6u8).prop_map(Op::Delete),
+            Just(Op::Seal),
+            Just(Op::Commit),
+            (0..6u8).prop_map(Op::Ask),
+            Just(Op::Answer),
+            Just(Op::Evict),
+        ]
+    }
+
+    proptest! {
+        /// Whatever the order of writes, commits, loads and evictions: a row that is known is the row as last written,
+        /// and what the store holds in the end is what was written.
+        #[test]
+        fn never_reads_around_its_own_writes(ops in proptest::collection::vec(op(), 1..80)) {
+            // A cache of one row: everything that may be evicted is.
+            let mut set = WorkingSet::new(Seq(0), ENTRY_BYTES);
+            let mut truth: BTreeMap<Key, Option<Record>> = BTreeMap::new();
+            let mut store: BTreeMap<Key, Record> = BTreeMap::new();
+            let mut flying = std::collections::VecDeque::new();
+            // A load reads the store at the moment it is asked for, and is answered later.
+            let mut loads: std::collections::VecDeque<(Key, Row)> = Default::default();
+
+            for op in ops {
+                match op {
+                    Op::Put(k, v) => {
+                        set.put(key(k), Some(record(v)));
+                        truth.insert(key(k), Some(record(v)));
+                    }
+                    Op::Delete(k) => {
+                        set.put(key(k), None);
+                        truth.insert(key(k), None);
+                    }
+                    Op::Seal => flying.extend(set.seal(&account(), Epoch(1), UnixMillis(0))),
+                    Op::Commit => if let Some(batch) = flying.pop_front() {
+                        let batch: Batch = batch;
+                        for (key, row) in batch.rows {
+                            match row { Some(row) => store.insert(key, row), None => store.remove(&key) };
+                        }
+                        set.committed(batch.seq);
+                    },
+                    Op::Ask(k) => if !set.knows(&key(k)) {
+                        set.load_started(&[key(k)]);
+                        let row = store.get(&key(k)).cloned().map_or(Row::Absent, Row::Present);
+                        loads.push_back((key(k), row));
+                    },
+                    Op::Answer => if let Some((key, row)) = loads.pop_front() {
+                        prop_assert!(set.load_finished(vec![key], vec![row]).is_empty());
+                    },
+                    Op::Evict => set.evict(),
+                }
+                for n in 0..6 {
+                    if set.knows(&key(n)) {
+                        let expected = truth.get(&key(n)).cloned().flatten();
+                        prop_assert_eq!(set.get(&key(n)).cloned(), expected);
+                    } else {
+                        // Not known: then the store has the truth already.
+                        let expected = truth.get(&key(n)).cloned().flatten();
+                        prop_assert_eq!(store.get(&key(n)).cloned(), expected);
+                    }
+                }
+            }
+            prop_assert_eq!(set.order.len(), set.cache.len());
+            let bytes: usize = set.cache.values().map(|entry| ENTRY_BYTES + size(entry.record.as_ref())).sum();
+            prop_assert_eq!(bytes, set.bytes());
+        }
+    }
+}

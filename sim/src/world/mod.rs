@@ -1,0 +1,482 @@
+//! A whole world on one thread: engines, the simulated service, a store, consumers, and the time between them.
+//!
+//! Events lie on a heap ordered by time and arrival; every delay and every fault is drawn from one seed. Nothing here
+//! is asynchronous, so a run of a minute of simulated time takes milliseconds, and the same seed gives the same trace.
+//!
+//! Each [`Account`] is what a gateway process is in production: an engine, its connection, its unfinished store calls,
+//! and a consumer that keeps a book of the events it was shown. [`World::crash`] takes everything but the store and the
+//! book away, in the middle of whatever was going on.
+
+mod account;
+pub mod chaos;
+mod judge;
+
+pub use account::Account;
+pub use judge::{Verdict, judge};
+
+use crate::service::{self, ConnId, Service};
+use account::ToEngine;
+use baton_core::{
+    crypto::{Rng, sha256},
+    engine::Now,
+    flow::{Command, Content, SendRequest, message_id},
+    jid::Jid,
+    state::{AccountId, Batch, BusinessId, Micros, UnixMillis, memory::MemoryStore},
+};
+use bytes::Bytes;
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+/// The date on which every world begins: 2026-01-01.
+const BEGINNING: i64 = 1_767_225_600_000;
+
+/// What a world looks like. Everything else follows from it.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Seeds every generator.
+    pub seed: u64,
+    /// Accounts that are linked.
+    pub accounts: usize,
+    /// Delay of the network in one direction, least and most, in microseconds.
+    pub network: (u64, u64),
+    /// Duration of a commit or load, least and most, in microseconds.
+    pub store: (u64, u64),
+    /// Changes the engines' configuration.
+    pub configure: fn(&mut baton_core::flow::Config),
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            seed: 1,
+            accounts: 2,
+            network: (500, 40_000),
+            store: (100, 5_000),
+            configure: |_| {},
+        }
+    }
+}
+
+/// What lies on the heap.
+#[derive(Debug)]
+pub(crate) enum Happening {
+    /// For an engine, if it still is of this life.
+    Engine {
+        account: usize,
+        life: u64,
+        input: ToEngine,
+    },
+    /// Bytes for the service.
+    Service { conn: ConnId, bytes: Bytes },
+    /// A connection that the client closed.
+    Hangup { conn: ConnId },
+    /// A commit reaches the store. It does even if whoever sent it is gone by then.
+    Store {
+        account: usize,
+        life: u64,
+        batches: Vec<Batch>,
+    },
+    /// A new engine for an account.
+    Start { account: usize },
+    /// The renewal of a lease.
+    Renew { account: usize, life: u64 },
+    /// Something planned.
+    Plan(Step),
+}
+
+/// A step of a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The first account sends a text to the second, through its engine if it has one, else through the mailbox.
+    Send {
+        from: usize,
+        to: usize,
+        id: String,
+        text: String,
+    },
+    /// The process dies; another takes the account over after so many microseconds.
+    Crash { account: usize, pause: u64 },
+    /// The connection breaks without a word.
+    Cut { account: usize },
+    /// The service is told to misbehave.
+    Fault(service::faults::Fault),
+    /// The service behaves again.
+    Heal,
+    /// Store calls of this account take this much longer, from now on.
+    Slow { account: usize, by: u64 },
+}
+
+/// See the module documentation.
+pub struct World {
+    pub(crate) options: Options,
+    pub(crate) rng: Rng,
+    pub(crate) now: Micros,
+    pub(crate) service: Service,
+    pub(crate) store: MemoryStore,
+    clock: Arc<AtomicU64>,
+    pub(crate) accounts: Vec<Account>,
+    heap: BinaryHeap<Reverse<(Micros, u64)>>,
+    happenings: BTreeMap<u64, Happening>,
+    order: u64,
+    next_conn: u64,
+    /// Which account a connection belongs to, and to which life of it.
+    conns: BTreeMap<ConnId, (usize, u64)>,
+    /// When the last bytes of a direction of a connection arrive: nothing overtakes them.
+    arrivals: BTreeMap<(ConnId, bool), Micros>,
+    /// What was asked to be sent: (from, id) → (to, text), in the order of asking per pair.
+    pub(crate) asked: Vec<(usize, usize, String, String)>,
+    trace: [u8; 32],
+    ids: Rng,
+}
+
+impl std::fmt::Debug for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("World")
+            .field("seed", &self.options.seed)
+            .field("now", &self.now)
+            .finish_non_exhaustive()
+    }
+}
+
+impl World {
+    /// A world at its beginning: nobody is linked yet.
+    #[must_use]
+    pub fn new(options: Options) -> Self {
+        let mut seed = [0; 32];
+        seed[..8].copy_from_slice(&options.seed.to_le_bytes());
+        let mut rng = Rng::from_seed(seed);
+        let clock = Arc::new(AtomicU64::new(0));
+        let store_clock = Arc::clone(&clock);
+        let store = MemoryStore::new(move || Micros(store_clock.load(Ordering::Relaxed)));
+        let now = service::Now {
+            mono: Micros(0),
+            unix: UnixMillis(BEGINNING),
+        };
+        let service = Service::new(service::Options::default(), rng.bytes(), now);
+        let mut world = Self {
+            ids: rng.fork("ids"),
+            rng,
+            now: Micros(0),
+            service,
+            store,
+            clock,
+            accounts: Vec::new(),
+            heap: BinaryHeap::new(),
+            happenings: BTreeMap::new(),
+            order: 0,
+            next_conn: 1,
+            conns: BTreeMap::new(),
+            arrivals: BTreeMap::new(),
+            asked: Vec::new(),
+            trace: [0; 32],
+            options,
+        };
+        for index in 0..world.options.accounts {
+            let id = world.create(&format!("account-{index}"));
+            let phone = format!("1555000{index:04}");
+            world.accounts.push(Account::new(id, phone));
+            world.later(Micros(0), Happening::Start { account: index });
+        }
+        world
+    }
+
+    fn create(&self, name: &str) -> AccountId {
+        use baton_core::state::Store as _;
+        account::ready(self.store.create_account(&BusinessId::default(), name))
+            .expect("a fresh name in a fresh store")
+    }
+
+    /// The time on both clocks.
+    #[must_use]
+    pub fn now(&self) -> Now {
+        let millis = i64::try_from(self.now.0 / 1000).unwrap_or(i64::MAX);
+        Now {
+            mono: self.now,
+            unix: UnixMillis(BEGINNING + millis),
+        }
+    }
+
+    fn service_now(&self) -> service::Now {
+        let Now { mono, unix } = self.now();
+        service::Now { mono, unix }
+    }
+
+    /// The service, to look at its books.
+    #[must_use]
+    pub fn service(&self) -> &Service {
+        &self.service
+    }
+
+    /// The accounts.
+    #[must_use]
+    pub fn accounts(&self) -> &[Account] {
+        &self.accounts
+    }
+
+    /// A hash over everything that happened, in order.
+    #[must_use]
+    pub fn trace(&self) -> [u8; 32] {
+        self.trace
+    }
+
+    pub(crate) fn note(&mut self, parts: &[&[u8]]) {
+        let mut all: Vec<&[u8]> = vec![&self.trace];
+        let time = self.now.0.to_le_bytes();
+        all.push(&time);
+        all.extend_from_slice(parts);
+        self.trace = sha256(&all);
+    }
+
+    /// Puts something on the heap, so many microseconds from now.
+    pub(crate) fn later(&mut self, delay: Micros, happening: Happening) {
+        self.at(self.now.plus(delay), happening);
+    }
+
+    fn at(&mut self, at: Micros, happening: Happening) {
+        self.order += 1;
+        self.heap.push(Reverse((at, self.order)));
+        self.happenings.insert(self.order, happening);
+    }
+
+    /// Plans a step, so many microseconds from now.
+    pub fn plan(&mut self, delay: u64, step: Step) {
+        self.later(Micros(delay), Happening::Plan(step));
+    }
+
+    /// Plans a text with an id of its own; returns the id.
+    pub fn plan_text(&mut self, delay: u64, from: usize, to: usize, text: &str) -> String {
+        let id = message_id("", i64::try_from(delay).unwrap_or(0), &self.ids.bytes()).to_string();
+        self.plan(
+            delay,
+            Step::Send {
+                from,
+                to,
+                id: id.clone(),
+                text: text.to_owned(),
+            },
+        );
+        id
+    }
+
+    pub(crate) fn draw(&mut self, (least, most): (u64, u64)) -> Micros {
+        Micros(least + self.rng.below(most - least + 1))
+    }
+
+    /// When bytes sent now arrive; never before what was sent earlier in that direction.
+    fn arrival(&mut self, conn: ConnId, to_service: bool) -> Micros {
+        let delay = self.draw(self.options.network);
+        let at = self.now.plus(delay);
+        let last = self.arrivals.entry((conn, to_service)).or_default();
+        *last = (*last).max(at);
+        *last
+    }
+
+    /// Runs until nothing is left to happen before `until` (microseconds of simulated time).
+    pub fn run(&mut self, until: u64) {
+        while let Some((at, happening)) = self.pop(until) {
+            self.now = self.now.max(at);
+            self.clock.store(self.now.0, Ordering::Relaxed);
+            self.happen(happening);
+            self.service.tick(self.service_now());
+            self.drain_service();
+        }
+        self.now = self.now.max(Micros(until));
+        self.clock.store(self.now.0, Ordering::Relaxed);
+        self.service.tick(self.service_now());
+        self.drain_service();
+    }
+
+    fn pop(&mut self, until: u64) -> Option<(Micros, Happening)> {
+        // Engines and the service have timers of their own: they are due before what lies later on the heap.
+        let next = self.heap.peek().map(|Reverse((at, _))| *at);
+        let wakes = self
+            .accounts
+            .iter()
+            .enumerate()
+            .filter_map(|(index, account)| Some((account.wake?, index)));
+        let wake = wakes.min();
+        let service = self.service.next_wake();
+        let soonest = [next, wake.map(|(at, _)| at), service]
+            .into_iter()
+            .flatten()
+            .min()?;
+        if soonest.0 > until {
+            return None;
+        }
+        if let Some((at, index)) = wake.filter(|(at, _)| *at == soonest) {
+            let life = self.accounts[index].life;
+            self.accounts[index].wake = None;
+            return Some((
+                at,
+                Happening::Engine {
+                    account: index,
+                    life,
+                    input: ToEngine::Tick,
+                },
+            ));
+        }
+        if next == Some(soonest) {
+            let Reverse((at, order)) = self.heap.pop()?;
+            return Some((at, self.happenings.remove(&order)?));
+        }
+        // The service's timers are run by the tick that follows everything that happens.
+        self.now = self.now.max(soonest);
+        self.service.tick(self.service_now());
+        self.drain_service();
+        self.pop(until)
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Engine {
+                account,
+                life,
+                input,
+            } => self.give(account, life, input),
+            Happening::Service { conn, bytes } => {
+                self.note(&[b"service", &bytes]);
+                self.service.receive(conn, &bytes, self.service_now());
+            }
+            Happening::Hangup { conn } => self.service.disconnect(conn, self.service_now()),
+            Happening::Store {
+                account,
+                life,
+                batches,
+            } => self.commit(account, life, batches),
+            Happening::Start { account } => self.start(account),
+            Happening::Renew { account, life } => self.renew(account, life),
+            Happening::Plan(step) => self.step(step),
+        }
+    }
+
+    /// Connects an engine to the service.
+    pub(crate) fn connect(&mut self, account: usize, life: u64) -> ConnId {
+        let conn = ConnId(self.next_conn);
+        self.next_conn += 1;
+        self.conns.insert(conn, (account, life));
+        self.service.connect(conn, self.service_now());
+        conn
+    }
+
+    pub(crate) fn send_to_service(&mut self, conn: ConnId, bytes: Bytes) {
+        let at = self.arrival(conn, true);
+        self.at(at, Happening::Service { conn, bytes });
+    }
+
+    pub(crate) fn hang_up(&mut self, conn: ConnId) {
+        self.conns.remove(&conn);
+        let at = self.arrival(conn, true);
+        self.at(at, Happening::Hangup { conn });
+    }
+
+    fn drain_service(&mut self) {
+        while let Some(effect) = self.service.poll() {
+            let (conn, input) = match effect {
+                service::Effect::Send(conn, bytes) => {
+                    self.note(&[b"client", &bytes]);
+                    (conn, ToEngine::Received(bytes))
+                }
+                service::Effect::Close(conn) => (conn, ToEngine::Closed),
+            };
+            let at = self.arrival(conn, false);
+            if let Some((account, life)) = self.conns.get(&conn).copied() {
+                if matches!(input, ToEngine::Closed) {
+                    self.conns.remove(&conn);
+                }
+                self.at(
+                    at,
+                    Happening::Engine {
+                        account,
+                        life,
+                        input: ToEngine::On(conn, Box::new(input)),
+                    },
+                );
+            }
+        }
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Send { from, to, id, text } => self.ask(from, to, id, text),
+            Step::Crash { account, pause } => self.crash(account, pause),
+            Step::Cut { account } => self.cut(account),
+            Step::Fault(fault) => self.service.fault(fault, self.service_now()),
+            Step::Heal => self.service.heal(),
+            Step::Slow { account, by } => self.accounts[account].slow = by,
+        }
+    }
+
+    fn ask(&mut self, from: usize, to: usize, id: String, text: String) {
+        let Ok(recipient) = Jid::pn(&self.accounts[to].phone) else {
+            return;
+        };
+        self.asked.push((from, to, id.clone(), text.clone()));
+        let request = SendRequest {
+            id: Some(id.into()),
+            to: recipient,
+            content: Content::Text(text),
+        };
+        self.enqueue(from, request);
+    }
+
+    /// Kills the process that owns an account, wherever it is, and lets another one take it over after a pause.
+    pub fn crash(&mut self, account: usize, pause: u64) {
+        self.note(&[b"crash", &account.to_le_bytes()]);
+        if let Some(conn) = self.accounts[account].kill() {
+            self.hang_up(conn);
+        }
+        self.later(Micros(pause), Happening::Start { account });
+    }
+
+    fn cut(&mut self, account: usize) {
+        let life = self.accounts[account].life;
+        if let Some(conn) = self.accounts[account].conn.take() {
+            self.hang_up(conn);
+            self.give(account, life, ToEngine::Closed);
+        }
+    }
+
+    /// Gives a command to an account's engine, if it has one.
+    pub fn command(&mut self, account: usize, command: Command) {
+        let life = self.accounts[account].life;
+        self.give(account, life, ToEngine::Command(command));
+    }
+
+    /// Links every account: the phones scan the codes as they are shown. Takes a few simulated seconds.
+    ///
+    /// # Panics
+    ///
+    /// If linking does not work at all: then no scenario makes sense.
+    pub fn link_all(&mut self) {
+        self.run(self.now.0 + 1);
+        for account in 0..self.accounts.len() {
+            self.command(account, Command::Link);
+        }
+        let patience = self.now.plus(Micros::from_secs(120));
+        while self.now < patience && !self.accounts.iter().all(|account| account.online) {
+            self.run(self.now.0 + 100_000);
+        }
+        for account in &self.accounts {
+            let said = account
+                .outputs
+                .iter()
+                .rev()
+                .take(12)
+                .rev()
+                .cloned()
+                .collect::<Vec<_>>()
+                .join("\n");
+            assert!(
+                account.online,
+                "{} is not online; its last words:\n{said}\n{:?}",
+                account.phone, account.complaints
+            );
+        }
+    }
+}

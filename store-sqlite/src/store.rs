@@ -1,0 +1,530 @@
+//! The store with its threads: one that writes, some that read, and futures that wait for them.
+//!
+//! The writer takes everything that has queued up while the disk was busy and does it in one transaction: a burst of
+//! commits from many accounts costs one sync. Readers have connections of their own and see whatever was committed
+//! before the call, without waiting for the writer.
+
+use crate::{
+    database::{Database, Failure, Transaction, Work},
+    migrate::OpenError,
+    oneshot,
+    queue::{Queue, Refused, Worker},
+};
+use baton_core::state::{
+    AccountId, AccountInfo, Batch, BusinessId, Claim, Epoch, Incarnation, Key, MessageId, Micros,
+    Outcome, Record, Renewal, Row, Scan, Store, StoreError, Table, UnixMillis,
+};
+use std::{
+    fmt,
+    future::Future,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    thread::{self, JoinHandle},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+/// How to open a database.
+#[derive(Clone)]
+pub struct Options {
+    /// How long a call waits while another process writes. Then it fails as unavailable.
+    pub busy: Duration,
+    /// Connections that read, at least one.
+    pub readers: usize,
+    /// Calls that may wait for the writer, and for the readers. Beyond that a call fails as unavailable at once.
+    pub queue: usize,
+    /// Keep a lock file per holder in `<database>.hosts`, so that a killed holder on this machine is replaced at once
+    /// instead of when its lease runs out.
+    pub presence: bool,
+    /// The clock of leases: Unix milliseconds, the same for all processes that share the file. SQLite has no clock but
+    /// the machine's, which is the default.
+    pub clock: Arc<dyn Fn() -> UnixMillis + Send + Sync>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            busy: Duration::from_secs(5),
+            readers: 2,
+            queue: 16_384,
+            presence: true,
+            clock: Arc::new(|| {
+                let since = SystemTime::now()
+                    .duration_since(UNIX_EPOCH)
+                    .unwrap_or_default();
+                UnixMillis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+            }),
+        }
+    }
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            busy,
+            readers,
+            queue,
+            presence,
+            clock: _,
+        } = self;
+        write!(
+            f,
+            "Options {{ busy: {busy:?}, readers: {readers}, queue: {queue}, presence: {presence} }}"
+        )
+    }
+}
+
+/// Accounts in a SQLite file. Clones share connections and threads; the last one to go waits for the work that is
+/// queued and stops them.
+///
+/// A call is queued when it is made, not when its future is first polled: calls of one caller are done in the order in
+/// which they were made, and a caller that drops a future has still made the call.
+#[derive(Clone)]
+pub struct SqliteStore {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    path: PathBuf,
+    clock: Arc<dyn Fn() -> UnixMillis + Send + Sync>,
+    writes: Arc<Queue<Box<dyn WriteJob>>>,
+    reads: Arc<Queue<Box<dyn ReadJob>>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Work done in one transaction at most; bounds how long the first caller waits for the last.
+const GROUP: usize = 4096;
+
+impl SqliteStore {
+    /// Opens the file, creates it if there is none, and brings its tables up to date.
+    pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Self, OpenError> {
+        let path = path.as_ref();
+        let clock = options.clock;
+        let mut inner = Inner {
+            path: path.to_owned(),
+            writes: Queue::new(options.queue),
+            reads: Queue::new(options.queue),
+            threads: Vec::new(),
+            clock: Arc::clone(&clock),
+        };
+        let writer = Database::open(path, options.busy, options.presence, clock())?;
+        let queue = Arc::clone(&inner.writes);
+        inner.spawn("baton-write", move || {
+            write_loop(writer, &Worker(queue), &*clock)
+        })?;
+        for _ in 0..options.readers.max(1) {
+            let reader = Database::open_reader(path, options.busy)?;
+            let queue = Arc::clone(&inner.reads);
+            inner.spawn("baton-read", move || read_loop(&reader, &queue))?;
+        }
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// Opens with a further setting of SQLite for the connection that writes.
+    #[cfg(test)]
+    pub(crate) fn open_with(
+        path: impl AsRef<Path>,
+        options: Options,
+        pragma: &'static str,
+    ) -> Result<Self, OpenError> {
+        let store = Self::open(path, options)?;
+        drop(store.write(move |transaction| Ok(transaction.set(pragma)?)));
+        Ok(store)
+    }
+
+    /// Makes the writer wait until something comes through `gate`.
+    #[cfg(test)]
+    pub(crate) fn hold(
+        &self,
+        gate: std::sync::mpsc::Receiver<()>,
+    ) -> impl Future<Output = Result<(), StoreError>> + use<> {
+        let (entered, inside) = std::sync::mpsc::channel();
+        let call = self.write(move |_| {
+            let _ = entered.send(());
+            let _ = gate.recv();
+            Ok(())
+        });
+        let _ = inside.recv();
+        call
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    fn write<T: Send + 'static>(
+        &self,
+        call: impl FnMut(&mut Transaction<'_>) -> Result<T, Failure> + Send + 'static,
+    ) -> Answer<T> {
+        let (sender, receiver) = oneshot::channel();
+        let job = Box::new(Write {
+            call,
+            answer: None,
+            sender,
+        });
+        let refused = match self.inner.writes.push(job) {
+            Ok(()) => None,
+            Err(Refused::Full(_)) => Some("too many calls are waiting for the database"),
+            Err(Refused::Stopped(_)) => Some(STOPPED),
+        };
+        Answer { refused, receiver }
+    }
+
+    fn read<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Database) -> Result<T, StoreError> + Send + 'static,
+    ) -> Answer<T> {
+        let (sender, receiver) = oneshot::channel();
+        let job = Box::new(Read { call, sender });
+        let refused = match self.inner.reads.push(job) {
+            Ok(()) => None,
+            Err(Refused::Full(_)) => Some("too many calls are waiting for the database"),
+            Err(Refused::Stopped(_)) => Some(STOPPED),
+        };
+        Answer { refused, receiver }
+    }
+}
+
+const STOPPED: &str = "the thread of the database has stopped";
+
+/// A call on its way.
+struct Answer<T> {
+    refused: Option<&'static str>,
+    receiver: oneshot::Receiver<Result<T, StoreError>>,
+}
+
+impl<T> Future for Answer<T> {
+    type Output = Result<T, StoreError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let unavailable = |why: &str| Err(StoreError::Unavailable(why.to_owned()));
+        match self.refused {
+            Some(why) => Poll::Ready(unavailable(why)),
+            None => Pin::new(&mut self.receiver)
+                .poll(context)
+                .map(|answer| answer.unwrap_or_else(|| unavailable(STOPPED))),
+        }
+    }
+}
+
+impl Store for SqliteStore {
+    fn load(
+        &self,
+        account: &AccountId,
+        keys: Vec<Key>,
+    ) -> impl Future<Output = Result<Vec<Row>, StoreError>> + Send {
+        let account = account.clone();
+        self.read(move |database| database.load(&account, &keys))
+    }
+
+    fn scan(
+        &self,
+        account: &AccountId,
+        scan: Scan,
+    ) -> impl Future<Output = Result<Vec<(Key, Row)>, StoreError>> + Send {
+        let account = account.clone();
+        self.read(move |database| database.scan(&account, &scan))
+    }
+
+    fn commit(
+        &self,
+        batches: Vec<Batch>,
+    ) -> impl Future<Output = Result<Vec<Outcome>, StoreError>> + Send {
+        self.write(move |transaction| transaction.commit(&batches))
+    }
+
+    fn create_account(
+        &self,
+        business: &BusinessId,
+        name: &str,
+    ) -> impl Future<Output = Result<AccountId, StoreError>> + Send {
+        let (business, name) = (business.clone(), name.to_owned());
+        self.write(move |transaction| transaction.create_account(&business, &name))
+    }
+
+    fn accounts(
+        &self,
+        business: &BusinessId,
+    ) -> impl Future<Output = Result<Vec<AccountInfo>, StoreError>> + Send {
+        let (business, clock) = (business.clone(), Arc::clone(&self.inner.clock));
+        self.read(move |database| database.accounts(&business, clock()))
+    }
+
+    fn claim(
+        &self,
+        account: &AccountId,
+        who: Incarnation,
+        ttl: Micros,
+    ) -> impl Future<Output = Result<Claim, StoreError>> + Send {
+        let account = account.clone();
+        self.write(move |transaction| transaction.claim(&account, who, ttl))
+    }
+
+    fn renew(
+        &self,
+        who: Incarnation,
+        leases: Vec<(AccountId, Epoch)>,
+        ttl: Micros,
+    ) -> impl Future<Output = Result<Vec<Renewal>, StoreError>> + Send {
+        self.write(move |transaction| transaction.renew(who, &leases, ttl))
+    }
+
+    fn release(
+        &self,
+        account: &AccountId,
+        who: Incarnation,
+        epoch: Epoch,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send {
+        let account = account.clone();
+        self.write(move |transaction| transaction.release(&account, who, epoch))
+    }
+
+    fn enqueue(
+        &self,
+        account: &AccountId,
+        id: MessageId,
+        request: Record,
+        at: UnixMillis,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        let account = account.clone();
+        self.write(move |transaction| transaction.enqueue(&account, &id, &request, at))
+    }
+
+    fn retain(
+        &self,
+        account: &AccountId,
+        table: Table,
+        before: UnixMillis,
+        limit: u32,
+    ) -> impl Future<Output = Result<u32, StoreError>> + Send {
+        let account = account.clone();
+        self.write(move |transaction| transaction.retain(&account, table, before, limit))
+    }
+}
+
+impl fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SqliteStore({})", self.inner.path.display())
+    }
+}
+
+impl Inner {
+    fn spawn(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
+        let thread = thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(body)
+            .map_err(|error| OpenError::from_io(&self.path, &error))?;
+        self.threads.push(thread);
+        Ok(())
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.writes.close();
+        self.reads.close();
+        for thread in self.threads.drain(..) {
+            // An answer may wake a task that holds the last handle, and drop it there: a thread cannot join itself.
+            if thread.thread().id() != thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+fn write_loop(
+    mut database: Database,
+    worker: &Worker<Box<dyn WriteJob>>,
+    clock: &(dyn Fn() -> UnixMillis + Send + Sync),
+) {
+    loop {
+        let mut jobs = worker.0.take(GROUP);
+        if jobs.is_empty() {
+            return;
+        }
+        let mut work: Vec<&mut dyn Work> = jobs.iter_mut().map(|job| job.work()).collect();
+        database.transact(&mut work, clock);
+        for job in jobs {
+            job.finish();
+        }
+    }
+}
+
+fn read_loop(database: &Database, queue: &Arc<Queue<Box<dyn ReadJob>>>) {
+    let _worker = Worker(Arc::clone(queue));
+    loop {
+        // One at a time: the other readers want some too.
+        let jobs = queue.take(1);
+        if jobs.is_empty() {
+            return;
+        }
+        for job in jobs {
+            job.run(database);
+        }
+    }
+}
+
+/// A call that writes, and whoever waits for it.
+trait WriteJob: Send {
+    fn work(&mut self) -> &mut dyn Work;
+    /// The transaction is over: gives the answer.
+    fn finish(self: Box<Self>);
+}
+
+struct Write<T, F> {
+    call: F,
+    answer: Option<Result<T, StoreError>>,
+    sender: oneshot::Sender<Result<T, StoreError>>,
+}
+
+impl<T, F> Work for Write<T, F>
+where
+    F: FnMut(&mut Transaction<'_>) -> Result<T, Failure>,
+{
+    fn attempt(&mut self, transaction: &mut Transaction<'_>) -> Result<(), rusqlite::Error> {
+        self.answer = Some(match (self.call)(transaction) {
+            Ok(value) => Ok(value),
+            Err(Failure::Answer(error)) => Err(error),
+            Err(Failure::Transaction(error)) => return Err(error),
+        });
+        Ok(())
+    }
+
+    fn fail(&mut self, error: StoreError) {
+        self.answer = Some(Err(error));
+    }
+}
+
+impl<T, F> WriteJob for Write<T, F>
+where
+    T: Send,
+    F: FnMut(&mut Transaction<'_>) -> Result<T, Failure> + Send,
+{
+    fn work(&mut self) -> &mut dyn Work {
+        self
+    }
+
+    fn finish(self: Box<Self>) {
+        if let Some(answer) = self.answer {
+            self.sender.send(answer);
+        }
+    }
+}
+
+/// A call that reads, and whoever waits for it.
+trait ReadJob: Send {
+    fn run(self: Box<Self>, database: &Database);
+}
+
+struct Read<T, F> {
+    call: F,
+    sender: oneshot::Sender<Result<T, StoreError>>,
+}
+
+impl<T, F> ReadJob for Read<T, F>
+where
+    T: Send,
+    F: FnOnce(&Database) -> Result<T, StoreError> + Send,
+{
+    fn run(self: Box<Self>, database: &Database) {
+        let Self { call, sender } = *self;
+        sender.send(call(database));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use baton_core::state::conformance::block_on;
+
+    fn open() -> (tempfile::TempDir, SqliteStore) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(directory.path().join("db"), Options::default()).unwrap();
+        (directory, store)
+    }
+
+    fn unavailable<T: fmt::Debug>(answer: Result<T, StoreError>) -> bool {
+        matches!(answer, Err(StoreError::Unavailable(_)))
+    }
+
+    #[test]
+    fn a_dead_writer_answers_everybody() {
+        let (_directory, store) = open();
+        let business = BusinessId::default();
+        let id = block_on(store.create_account(&business, "main")).unwrap();
+        let death = store.write(|_| -> Result<(), Failure> { panic!("a bug, on purpose") });
+        // Queued behind the one that kills the thread, or refused because it is dead already: never left waiting.
+        let behind: Vec<_> = (0..50)
+            .map(|_| store.claim(&id, Incarnation(1), Micros(0)))
+            .collect();
+        assert!(unavailable(block_on(death)));
+        for call in behind {
+            assert!(unavailable(block_on(call)));
+        }
+        assert!(unavailable(block_on(
+            store.create_account(&business, "other")
+        )));
+        // Readers live on.
+        assert_eq!(block_on(store.accounts(&business)).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn calls_beyond_the_bound_are_refused_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = Options {
+            queue: 4,
+            ..Options::default()
+        };
+        let store = SqliteStore::open(directory.path().join("db"), options).unwrap();
+        let (open, gate) = std::sync::mpsc::channel::<()>();
+        let blocker = store.hold(gate);
+        let business = BusinessId::default();
+        let names: Vec<_> = (0..6).map(|n| format!("a{n}")).collect();
+        let calls: Vec<_> = names
+            .iter()
+            .map(|name| store.create_account(&business, name))
+            .collect();
+        open.send(()).unwrap();
+        block_on(blocker).unwrap();
+        let refused: Vec<_> = calls
+            .into_iter()
+            .map(|call| unavailable(block_on(call)))
+            .collect();
+        assert_eq!(refused, [false, false, false, false, true, true]);
+    }
+
+    #[test]
+    fn reading_does_not_wait_for_writing() {
+        let (_directory, store) = open();
+        let id = block_on(store.create_account(&BusinessId::default(), "main")).unwrap();
+        let (open, gate) = std::sync::mpsc::channel::<()>();
+        let writer = store.hold(gate);
+        assert_eq!(
+            block_on(store.load(&id, vec![Key::Counters])),
+            Ok(vec![Row::Absent])
+        );
+        open.send(()).unwrap();
+        block_on(writer).unwrap();
+    }
+
+    #[test]
+    fn the_last_handle_finishes_what_is_queued() {
+        let (directory, store) = open();
+        for n in 0..100 {
+            drop(store.create_account(&BusinessId::default(), &format!("a{n}")));
+        }
+        drop(store);
+        let store = SqliteStore::open(directory.path().join("db"), Options::default()).unwrap();
+        assert_eq!(
+            block_on(store.accounts(&BusinessId::default()))
+                .unwrap()
+                .len(),
+            100
+        );
+    }
+}
