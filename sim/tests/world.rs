@@ -1,6 +1,9 @@
 //! Engines against the simulated service, on one thread, from a seed.
 
-use baton_core::crypto::Rng;
+use baton_core::{
+    crypto::Rng,
+    flow::{Event, StopReason},
+};
 use sim::world::{
     Options, Step, Verdict, World,
     chaos::{chaos, rest, talk},
@@ -125,4 +128,41 @@ fn chaos_loses_nothing() {
         texts > 20 * seeds as usize,
         "{texts} texts in {seeds} seeds say little"
     );
+}
+
+/// Unlinked on the phone: the engine says so once, stops, and keeps the keys. Linked again, as another device with other
+/// keys, the account goes on talking to people it has sessions of its former life with.
+#[test]
+fn an_account_that_was_unlinked_can_be_linked_again() {
+    let mut world = World::new(Options::default());
+    world.link_all();
+    talk(&mut world, &mut rng(), 10, SECOND);
+    let verdict = rest(&mut world);
+    assert_good(&world, &verdict);
+    let first = world.accounts()[0].events.len();
+
+    world.unlink(0, 1);
+    world.run(world.now().mono.0 + 10 * SECOND);
+    let account = &world.accounts()[0];
+    assert_eq!(account.stops, [StopReason::LoggedOut(401)]);
+    let (_, last) = account.events.last_key_value().unwrap();
+    assert_eq!(
+        (account.events.len(), last),
+        (first + 1, &Event::LoggedOut { code: 401 })
+    );
+    // Without a command to link, a new owner leaves it alone.
+    world.restart(0);
+    world.run(world.now().mono.0 + 10 * SECOND);
+    assert_eq!(
+        world.accounts()[0].stops,
+        [StopReason::LoggedOut(401), StopReason::LoggedOut(401)]
+    );
+
+    world.restart_to_link(0);
+    world.run(world.now().mono.0 + 10 * SECOND);
+    assert!(world.accounts()[0].online);
+    talk(&mut world, &mut Rng::from_seed([4; 32]), 20, SECOND);
+    let verdict = rest(&mut world);
+    assert_good(&world, &verdict);
+    assert_eq!(verdict.received, 30);
 }

@@ -146,6 +146,27 @@ fn a_dead_holder_is_replaced_at_once() {
     assert_eq!(names, [hex(bob)], "the dead leave nothing behind");
 }
 
+/// Gateways that start together on a new file: each finds it usable, whoever prepares it.
+#[test]
+fn a_new_file_may_be_opened_by_many_at_once() {
+    const OPENERS: usize = 4;
+    for _ in 0..40 {
+        let disk = OnDisk::new();
+        let (path, options) = (disk.path(), disk.options());
+        let start = std::sync::Barrier::new(OPENERS);
+        std::thread::scope(|scope| {
+            let open = || {
+                start.wait();
+                SqliteStore::open(&path, options.clone())
+            };
+            let opening: Vec<_> = (0..OPENERS).map(|_| scope.spawn(open)).collect();
+            for opened in opening {
+                opened.join().unwrap().unwrap();
+            }
+        });
+    }
+}
+
 #[test]
 fn without_presence_the_lease_alone_decides() {
     let harness = OnDisk::new();

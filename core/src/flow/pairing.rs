@@ -7,7 +7,7 @@
 use super::{
     CommandError, CommandId, Connection, Context, Event, Notice, Reply,
     account::LinkState,
-    adv,
+    adv, devices,
     link::{Again, Link},
 };
 use crate::{
@@ -165,6 +165,8 @@ impl Pairing {
             account.push_name = success.find("biz").and_then(|biz| biz.get_string("name"));
         }
         cx.save_account();
+        // Of a former life, if the account was linked before.
+        devices::forget(cx, lid.iter().cloned().chain([jid.clone()]));
         // The account key is the identity of the phone, device 0.
         let phone = lid.as_ref().unwrap_or(&jid).bare();
         let identity = record::Identity {

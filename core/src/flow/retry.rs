@@ -231,8 +231,7 @@ impl Retries {
 
     /// Whether the session with a device is replaced before answering it.
     fn wants_bundle(&self, cx: &mut Context, device: &Jid, count: u64) -> bool {
-        let session = cx.read_with(&Key::Session(device.clone()), devices::session_from);
-        if !session.is_some_and(|session| session.is_usable()) {
+        if !send::has_session(cx, device) {
             return true;
         }
         let recently = self

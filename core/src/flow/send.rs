@@ -738,9 +738,9 @@ fn list_is_old(cx: &mut Context, user: &Jid) -> bool {
     list.is_none_or(|list| list.fetched_at.unwrap_or(0).saturating_add(EMPTY_LIST_SECS) < cx.unix())
 }
 
-fn has_session(cx: &mut Context, device: &Jid) -> bool {
+pub(crate) fn has_session(cx: &mut Context, device: &Jid) -> bool {
     let session = cx.read_with(&Key::Session(device.clone()), devices::session_from);
-    session.is_some_and(|session| session.is_usable())
+    session.is_some_and(|session| session.is_usable_by(&cx.account.identity.public))
 }
 
 /// The LID of a phone number, if its row happens to be at hand.

@@ -1,0 +1,4 @@
+//! Accounts end to end: engines, stores, drivers and processes against the simulated service on real sockets.
+
+mod demo;
+mod kills;
