@@ -14,7 +14,6 @@ mod migrate;
 mod oneshot;
 mod presence;
 mod queue;
-mod rows;
 mod schema;
 mod store;
 #[cfg(test)]

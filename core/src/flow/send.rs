@@ -20,7 +20,7 @@ use crate::{
         record::{self, Outbound, outbound::State},
     },
     signal::{self, CiphertextKind},
-    state::{Key, MessageId, Micros, Record, Row, codec, codec::RowError},
+    state::{Key, MessageId, Micros, Record, Row, codec, codec::RowError, rules},
     wire::node::{self, Node},
 };
 use prost::Message as _;
@@ -28,6 +28,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Largest serialized message. The service takes less; media travel elsewhere.
 pub(crate) const CONTENT_BYTES: usize = 256 << 10;
+
+/// Largest stanza that is sent: it has to fit into a frame, and with the message into a row. Only a service that lists
+/// hundreds of devices for somebody makes one of this size.
+const STANZA_BYTES: usize = 15 << 20;
+
+/// Ids of a receipt that are looked at in one step.
+const RECEIPT_IDS: usize = 16;
 
 /// How often the service may fail to answer a question, or refuse for the moment, before a send fails.
 const ATTEMPTS: u32 = 5;
@@ -105,7 +112,11 @@ impl Sends {
                         .unwrap_or_default()
                         .parse()
                         .map_err(|_| RowError::Malformed)?;
-                    Ok((row, to))
+                    if is_pending(&row, &to) && !self.jobs.contains_key(id) {
+                        Ok((row, to))
+                    } else {
+                        Err(RowError::Malformed)
+                    }
                 }),
                 _ => Err(RowError::Malformed),
             };
@@ -170,6 +181,30 @@ impl Sends {
         request.id.iter().map(|id| Key::Sent(id.clone())).collect()
     }
 
+    /// What is wrong with a request, whatever the state of the account.
+    pub(crate) fn check(request: &SendRequest) -> Result<(), CommandError> {
+        let is_id = |id: &MessageId| rules::key(&Key::Sent(id.clone())).is_ok();
+        if !request.id.as_ref().is_none_or(is_id) {
+            return Err(CommandError::Invalid(
+                "a message id has 1 to 255 bytes, none of them NUL",
+            ));
+        }
+        if !request.to.is_user() {
+            return Err(CommandError::Invalid("the recipient is not a user"));
+        }
+        let bytes = match &request.content {
+            Content::Text(text) if text.is_empty() => {
+                return Err(CommandError::Invalid("the text is empty"));
+            }
+            Content::Text(text) => text.len(),
+            Content::Message(bytes) => bytes.len(),
+        };
+        if bytes > CONTENT_BYTES {
+            return Err(CommandError::Invalid("the message is too large"));
+        }
+        Ok(())
+    }
+
     /// Accepts a send: from a command, or from the mailbox (then its row is deleted in the same batch).
     pub(crate) fn accept(
         &mut self,
@@ -212,13 +247,8 @@ impl Sends {
         if !cx.account.is_linked() {
             return Err(CommandError::NotLinked);
         }
-        if !request.to.is_user() {
-            return Err(CommandError::Invalid("the recipient is not a user"));
-        }
+        Self::check(&request)?;
         let content = match request.content {
-            Content::Text(text) if text.is_empty() => {
-                return Err(CommandError::Invalid("the text is empty"));
-            }
             Content::Text(text) => e2e::Message {
                 conversation: Some(text),
                 ..Default::default()
@@ -234,9 +264,6 @@ impl Sends {
             return Err(CommandError::Invalid("the message is too large"));
         }
         let id = match request.id {
-            Some(id) if id.is_empty() || id.len() > 255 => {
-                return Err(CommandError::Invalid("a message id has 1 to 255 bytes"));
-            }
             Some(id) => {
                 if self.jobs.contains_key(&id) || cx.rows.get(&Key::Sent(id.clone())).is_some() {
                     return Ok(Reply::Accepted { id });
@@ -464,7 +491,7 @@ impl Sends {
             stanza = stanza.child(Node::new("device-identity").bytes(proof));
         }
         let mut payload = Vec::new();
-        if node::encode(&stanza, &mut payload).is_err() {
+        if node::encode(&stanza, &mut payload).is_err() || payload.len() > STANZA_BYTES {
             self.fail(cx, id, 0);
             return;
         }
@@ -617,15 +644,23 @@ impl Sends {
     }
 
     /// Rows that [`receipt`](Self::receipt) reads.
-    pub(crate) fn receipt_needs(&self, stanza: &Node) -> Vec<Key> {
+    pub(crate) fn receipt_needs(&self, stanza: &Node, from: usize) -> Vec<Key> {
         receipt_ids(stanza)
+            .skip(from)
+            .take(RECEIPT_IDS)
             .filter(|id| !self.jobs.contains_key(id))
             .map(Key::Sent)
             .collect()
     }
 
-    /// `<receipt>` of a recipient.
-    pub(crate) fn receipt(&mut self, cx: &mut Context, stanza: &Node) {
+    /// `<receipt>` of a recipient: so many ids from `from` on, lest a long list bring all its rows into memory at once.
+    /// Returns where to go on; the receipt is acknowledged when nothing is left.
+    pub(crate) fn receipt(
+        &mut self,
+        cx: &mut Context,
+        stanza: &Node,
+        from: usize,
+    ) -> Option<usize> {
         let by = stanza
             .get_jid("participant")
             .or_else(|| stanza.get_jid("from"));
@@ -640,11 +675,16 @@ impl Sends {
                 .get_u64("t")
                 .and_then(|t| i64::try_from(t).ok())
                 .unwrap_or_else(|| cx.unix());
-            for id in receipt_ids(stanza) {
+            for id in receipt_ids(stanza).skip(from).take(RECEIPT_IDS) {
                 self.progress(cx, &id, &by, state, at);
+            }
+            let next = from + RECEIPT_IDS;
+            if receipt_ids(stanza).nth(next).is_some() {
+                return Some(next);
             }
         }
         cx.acknowledge(stanza, None);
+        None
     }
 
     fn progress(&mut self, cx: &mut Context, id: &MessageId, by: &Jid, state: State, at: i64) {
@@ -731,6 +771,18 @@ fn receipt_ids(stanza: &Node) -> impl Iterator<Item = MessageId> {
         .chain(listed.filter_map(|item| item.get_string("id")))
         .take(1024)
         .map(MessageId::from)
+        // Others are not ours: we never used one that no store takes.
+        .filter(|id| rules::key(&Key::Sent(id.clone())).is_ok())
+}
+
+/// Whether a row of the outbox says everything that is needed to go on with it.
+fn is_pending(row: &Outbound, to: &Jid) -> bool {
+    let complete = match row.state() {
+        State::Queued => row.content.is_some(),
+        State::Sealed => row.content.is_some() && row.stanza.is_some(),
+        _ => false,
+    };
+    complete && to.is_user() && row.order.is_some_and(|order| order <= rules::MAX_NUMBER)
 }
 
 fn list_is_old(cx: &mut Context, user: &Jid) -> bool {

@@ -2,8 +2,3 @@
 
 mod demo;
 mod kills;
-mod owners;
-mod trouble;
-mod verbs;
-
-mod support;

@@ -93,6 +93,8 @@ pub struct Account {
     pub(crate) birth: Option<(Grant, [u8; 32], baton_core::engine::Now)>,
     /// Outputs of the present life, as text.
     pub(crate) outputs: Vec<String>,
+    /// The most outputs that one input has brought, and the most bytes of rows that were in memory after one.
+    pub most: (usize, usize),
 }
 
 /// An input as it was given.
@@ -156,7 +158,20 @@ impl Account {
             recording: Vec::new(),
             birth: None,
             outputs: Vec::new(),
+            most: (0, 0),
         }
+    }
+
+    /// The engine of its present life, if it has one.
+    #[must_use]
+    pub fn engine(&self) -> Option<&Engine> {
+        self.engine.as_ref()
+    }
+
+    /// What the engine of its present life has said, as text.
+    #[must_use]
+    pub fn said(&self) -> &[String] {
+        &self.outputs
     }
 
     /// Ends the process; returns its connection, which the operating system closes.
@@ -426,8 +441,10 @@ impl World {
     /// Does what the engine says until it has nothing more to say.
     fn drain(&mut self, account: usize) {
         let mut wire = Vec::new();
+        let mut outputs = 0;
         loop {
             wire.clear();
+            outputs += 1;
             let life = self.accounts[account].life;
             let this = &mut self.accounts[account];
             let Some(engine) = &mut this.engine else {
@@ -497,6 +514,8 @@ impl World {
                 Output::Reply(..) => {}
                 Output::Idle { wake, .. } => {
                     this.wake = wake;
+                    let bytes = engine.cached_bytes();
+                    this.most = (this.most.0.max(outputs), this.most.1.max(bytes));
                     break;
                 }
                 Output::Stopped(reason) => {

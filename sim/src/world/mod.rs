@@ -215,6 +215,17 @@ impl World {
         &self.service
     }
 
+    /// The store, to look into it or to damage it.
+    #[must_use]
+    pub fn store(&self) -> &MemoryStore {
+        &self.store
+    }
+
+    /// Lets somebody rewrite what the service says, from now on.
+    pub fn tamper(&mut self, tamper: Option<service::Tamper>) {
+        self.service.tamper(tamper);
+    }
+
     /// The accounts.
     #[must_use]
     pub fn accounts(&self) -> &[Account] {
