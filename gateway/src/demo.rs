@@ -18,8 +18,8 @@ pub(crate) struct Flags {
     /// How many accounts write to each other.
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u16).range(2..=200))]
     accounts: u16,
-    /// How long the traffic lasts; there are 30 messages a second.
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=600))]
+    /// How long the traffic lasts; there are 60 messages a second.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=600))]
     seconds: u16,
     /// Leave database and logs where they are, and say where.
     #[arg(long)]
@@ -27,7 +27,7 @@ pub(crate) struct Flags {
 }
 
 /// Messages per second of traffic.
-const RATE: usize = 30;
+const RATE: usize = 60;
 
 fn seed(text: &str) -> Result<u64, std::num::ParseIntError> {
     match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {

@@ -186,6 +186,9 @@ impl<S: Store, C: Connector, E: Env> Host<S, C, E> {
     }
 
     /// Serves one account: give commands to the first, take events from the second, poll the third.
+    ///
+    /// An account that is logged out ends at once, unless [`Command::Link`](baton_core::flow::Command::Link) was posted
+    /// before the future is polled for the first time.
     pub fn account(
         &self,
         account: AccountId,

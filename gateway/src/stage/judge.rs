@@ -165,3 +165,84 @@ pub(super) async fn left_in_store(store: &SqliteStore) -> Result<usize, Failure>
     }
     Ok(left)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stage::plan::Size;
+    use baton_core::state::{Incarnation, Micros, Outcome, Record, UnixMillis};
+
+    #[test]
+    fn a_service_that_saw_nothing_is_not_fine() {
+        let size = Size {
+            accounts: 3,
+            messages: 25,
+            over: Duration::ZERO,
+            nodes: 1,
+            kills: 0,
+        };
+        let plan = Plan::draw(1, size);
+        let devices: Vec<DeviceId> = plan
+            .accounts
+            .iter()
+            .map(|account| DeviceId::new(&account.phone, 1))
+            .collect();
+        let verdict = compare(&plan, &Ledger::new(&plan), &Books::default(), &devices);
+        assert_eq!((verdict.sent, verdict.received, verdict.lost), (0, 0, 25));
+        assert!(!verdict.is_clean());
+        assert!(Verdict::default().is_clean());
+        for spoil in [
+            |verdict: &mut Verdict| verdict.duplicated = 1,
+            |verdict: &mut Verdict| verdict.reordered = 1,
+            |verdict: &mut Verdict| verdict.keys_used_twice = 1,
+            |verdict: &mut Verdict| verdict.two_connections = 1,
+            |verdict: &mut Verdict| verdict.left_in_store = 1,
+            |verdict: &mut Verdict| verdict.faults.push("something".into()),
+        ] {
+            let mut verdict = Verdict::default();
+            spoil(&mut verdict);
+            assert!(!verdict.is_clean());
+        }
+    }
+
+    #[tokio::test]
+    async fn unfinished_work_is_found_in_the_store() {
+        let directory = tempfile::tempdir().unwrap();
+        let store =
+            SqliteStore::open(directory.path().join("baton.db"), Default::default()).unwrap();
+        let id = baton_tokio::account_named(&store, "a").await.unwrap();
+        assert!(
+            left_in_store(&store).await.is_err(),
+            "an account without a row of its own is no account"
+        );
+        let claim = store
+            .claim(&id, Incarnation(1), Micros::from_secs(60))
+            .await
+            .unwrap();
+        let baton_core::state::Claim::Granted(lease) = claim else {
+            panic!("{claim:?}")
+        };
+        let device = (
+            baton_core::state::Key::Device,
+            Some(Record(bytes::Bytes::from_static(b"\x01"))),
+        );
+        let batch = baton_core::state::Batch {
+            account: id.clone(),
+            epoch: lease.epoch,
+            seq: lease.applied.next(),
+            at: UnixMillis(0),
+            rows: [device].into(),
+        };
+        assert_eq!(
+            store.commit(vec![batch]).await.unwrap(),
+            [Outcome::Committed]
+        );
+        assert_eq!(left_in_store(&store).await.unwrap(), 0);
+        let request = Record(bytes::Bytes::from_static(b"\x01"));
+        store
+            .enqueue(&id, "M".into(), request, UnixMillis(0))
+            .await
+            .unwrap();
+        assert_eq!(left_in_store(&store).await.unwrap(), 1);
+    }
+}

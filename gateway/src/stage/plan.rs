@@ -130,9 +130,9 @@ impl Plan {
                 after: first + n * part + below(&mut trouble, part),
                 // Now in the burst, now somewhere after it.
                 delay: Duration::from_micros(trouble.below(if n % 2 == 0 {
-                    6_000
+                    15_000
                 } else {
-                    40_000
+                    60_000
                 })),
                 node: below(&mut trouble, size.nodes),
             })

@@ -56,14 +56,14 @@ fn a_seed_gives_the_same_ids_and_counts() {
             .iter()
             .filter(|object| object["event"] == "message")
             .count(),
-        60
+        120
     );
     assert!(runs[0].iter().any(|object| object["event"] == "killed"));
     assert!(runs[0].iter().any(|object| object["event"] == "took_over"));
     let verdict = runs[0].last().unwrap();
     assert_eq!(
         (&verdict["event"], &verdict["ok"], &verdict["sent"]),
-        (&"verdict".into(), &true.into(), &60.into())
+        (&"verdict".into(), &true.into(), &120.into())
     );
     assert_ne!(
         fixed(&objects(&demo(&[

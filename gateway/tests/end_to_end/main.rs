@@ -2,3 +2,8 @@
 
 mod demo;
 mod kills;
+mod owners;
+mod trouble;
+mod verbs;
+
+mod support;
