@@ -130,6 +130,9 @@ pub enum JidError {
     /// The user part holds `@`, `:`, white space or a control character.
     #[error("character not allowed in a user")]
     Character,
+    /// The user part has more than 255 bytes.
+    #[error("user of more than 255 bytes")]
+    TooLong,
     /// The constructor asked for needs a user.
     #[error("empty user")]
     EmptyUser,
@@ -164,6 +167,9 @@ pub struct Jid {
 impl Jid {
     /// `user@server`, device 0. The user may be empty: then it is the server itself that is meant.
     pub fn new(user: &str, server: Server) -> Result<Self, JidError> {
+        if user.len() > MAX_USER {
+            return Err(JidError::TooLong);
+        }
         if !is_user_text(user) {
             return Err(JidError::Character);
         }
@@ -326,13 +332,18 @@ impl Jid {
     }
 }
 
-/// Whether a text can be the user part of a JID: anything but `@`, `:`, white space and control characters.
+/// Longest user part, in bytes. Addresses are names of rows, and no store takes longer names.
+const MAX_USER: usize = 255;
+
+/// Whether a text can be the user part of a JID: at most 255 bytes without `@`, `:`, white space and control
+/// characters.
 pub(crate) fn is_user_text(user: &str) -> bool {
     // Nearly every user is digits: settle those byte by byte, and look at characters only for the rest.
-    user.bytes().all(|b| b.is_ascii_digit())
-        || !user
-            .chars()
-            .any(|c| matches!(c, '@' | ':') || c.is_whitespace() || c.is_control())
+    user.len() <= MAX_USER
+        && (user.bytes().all(|b| b.is_ascii_digit())
+            || !user
+                .chars()
+                .any(|c| matches!(c, '@' | ':') || c.is_whitespace() || c.is_control()))
 }
 
 /// The participant hash, version 2: which devices a group message was encrypted for, in ten characters (ch. 07.3).

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `baton` binary: see [`baton_gateway`].
+
+fn main() -> std::process::ExitCode {
+    baton_gateway::main()
+}

@@ -1,1 +1,30 @@
-//! Thin tokio adapters for `baton-core`.
+//! Thin tokio adapters for `baton-core`: everything an engine wants done, done.
+//!
+//! ```text
+//!  Account, Inbox        supervise: claim, build an engine, drive it, decide what a stop means
+//!  (the embedder)  ◀──▶  drive:     poll the engine, carry out, wait for one thing, hand it in
+//!                          │  │  │
+//!                        Link Store LeaseKeeper
+//! ```
+//!
+//! Nothing here spawns a task, every `select!` is biased, and everything it selects on can be dropped at any time
+//! without losing anything. Time and chance come from an [`Env`] and connections from a [`Connector`], so that a
+//! simulation can replace all three. Start at [`open`], or at [`Host`] for many accounts in one process;
+//! `examples/echo_bot.rs` is the shortest complete program.
+#![warn(missing_docs)]
+
+mod account;
+mod driver;
+mod env;
+mod lease;
+mod stream;
+mod supervise;
+mod transport;
+
+pub use account::{Account, Inbox, Item, Posted};
+pub use driver::{App, DriveOptions, Effect, drive};
+pub use env::{Env, SystemEnv};
+pub use lease::{AccountLease, Claimed, LeaseKeeper, Standing};
+pub use stream::{ConnectError, Connector, TcpConnector, TcpOrTls};
+pub use supervise::{End, Host, Options, Ownership, Retention, account_named, open};
+pub use transport::{Link, MAX_MESSAGE, Moved, ORIGIN};

@@ -1,8 +1,11 @@
-//! `sim serve`: the simulated WhatsApp service for real clients.
+//! `sim serve`: the simulated WhatsApp service for real clients. `sim run`: engines in a simulated world, by the seed.
 
 use clap::{Args, Parser, Subcommand};
 use serde_json::json;
-use sim::serve::{ServeOptions, SimServer};
+use sim::{
+    serve::{ServeOptions, SimServer},
+    world::chaos::chaos,
+};
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -22,6 +25,22 @@ enum Command {
     /// Serve real clients. Prints one line of JSON with the addresses and the root key, then runs until it is
     /// interrupted.
     Serve(Serve),
+    /// Run worlds full of trouble, one a seed: owners killed, connections cut, slow stores, a misbehaving service. The
+    /// last line is `N passed, M failed`.
+    Run(Run),
+}
+
+#[derive(Args)]
+struct Run {
+    /// How many seeds.
+    #[arg(long, default_value_t = 100)]
+    seeds: u64,
+    /// The first one.
+    #[arg(long, default_value_t = 0)]
+    from: u64,
+    /// Say what each seed had in store.
+    #[arg(long)]
+    verbose: bool,
 }
 
 #[derive(Args)]
@@ -57,10 +76,11 @@ async fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
-    let Cli {
-        command: Command::Serve(serve),
-    } = Cli::parse();
-    match run(serve).await {
+    let serve = match Cli::parse().command {
+        Command::Serve(serve) => serve,
+        Command::Run(run) => return worlds(&run),
+    };
+    match serve_clients(serve).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");
@@ -69,7 +89,7 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(serve: Serve) -> Result<(), Box<dyn std::error::Error>> {
+async fn serve_clients(serve: Serve) -> Result<(), Box<dyn std::error::Error>> {
     let mut options = ServeOptions {
         listen: serve.listen,
         phone: serve.phone,
@@ -100,6 +120,70 @@ async fn run(serve: Serve) -> Result<(), Box<dyn std::error::Error>> {
     tracing::info!("stopping");
     server.shutdown().await?;
     Ok(())
+}
+
+/// Runs the seeds on every core; the verdicts are printed in the order of the seeds.
+fn worlds(run: &Run) -> ExitCode {
+    let began = std::time::Instant::now();
+    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let (mut failed, mut texts) = (0_u64, 0);
+    let mut seed = run.from;
+    let end = run.from.saturating_add(run.seeds);
+    while seed < end {
+        let round: Vec<u64> = (seed..end).take(workers * 8).collect();
+        seed += round.len() as u64;
+        let share = round.len().div_ceil(workers);
+        let verdicts: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = round
+                .chunks(share)
+                .map(|seeds| {
+                    scope.spawn(|| {
+                        seeds
+                            .iter()
+                            .map(|seed| (*seed, chaos(*seed)))
+                            .map(|(seed, (_, plan, verdict))| (seed, plan, verdict))
+                            .collect::<Vec<_>>()
+                    })
+                })
+                .collect();
+            threads
+                .into_iter()
+                .filter_map(|thread| thread.join().ok())
+                .flatten()
+                .collect()
+        });
+        // A world that panicked has no verdict.
+        failed += (round.len() - verdicts.len()) as u64;
+        for (seed, plan, verdict) in verdicts {
+            texts += verdict.received;
+            if run.verbose || !verdict.is_good() {
+                println!(
+                    "seed {seed}: {} accounts, {} texts, {:?}",
+                    plan.accounts, plan.texts, plan.steps
+                );
+            }
+            if !verdict.is_good() {
+                failed += 1;
+                println!(
+                    "seed {seed}: {verdict:#?}\n  again with: sim run --from {seed} --seeds 1 --verbose"
+                );
+            }
+        }
+    }
+    let spent = began.elapsed().as_secs_f64();
+    println!(
+        "{texts} texts; {:.0} seeds a minute on {workers} cores",
+        run.seeds as f64 / spent * 60.0
+    );
+    println!(
+        "{} passed, {failed} failed",
+        run.seeds.saturating_sub(failed)
+    );
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn parse_seed(text: &str) -> Result<[u8; 32], String> {

@@ -107,6 +107,9 @@ fn own_devices_get_copies_that_name_the_chat() {
     assert_eq!(tablet.open(&copy).expect("readable"), "hello");
     assert_eq!(copy.get_jid("from"), alice.jid);
     assert_eq!(copy.get_jid("recipient"), Some(bob.user()));
+    // The other address is the chat's: a client files the pair as two names of one account.
+    assert_eq!(copy.get_jid("peer_recipient_lid"), Some(bob.lid_user()));
+    assert!(copy.get("sender_lid").is_none() && copy.get("sender_pn").is_none());
     tablet.receipt(&mut world, &copy, Some("sender"));
     // It ends the copy and is nobody else's business.
     alice.all(&mut world, "receipt");

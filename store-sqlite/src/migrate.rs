@@ -126,7 +126,7 @@ pub(crate) fn open_writer(
 ) -> Result<Connection, OpenError> {
     touch(path)?;
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, busy)?;
-    prepare(connection, path, now_ms)
+    prepare(connection, path, busy, now_ms)
 }
 
 /// Opens a file that [`open_writer`] has prepared, for reading.
@@ -186,15 +186,18 @@ fn connect(path: &Path, flags: OpenFlags, busy: Duration) -> Result<Connection, 
     Ok(connection)
 }
 
-fn prepare(mut connection: Connection, path: &Path, now_ms: i64) -> Result<Connection, OpenError> {
+fn prepare(
+    mut connection: Connection,
+    path: &Path,
+    busy: Duration,
+    now_ms: i64,
+) -> Result<Connection, OpenError> {
     let sql = |error| OpenError::from_sql(path, &error);
     // SQLite quietly opens read-only what it cannot write.
     if connection.is_readonly("main").map_err(sql)? {
         return Err(OpenError::ReadOnly(path.to_owned()));
     }
-    let mode: String = connection
-        .query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))
-        .map_err(sql)?;
+    let mode = write_ahead(&connection, busy).map_err(sql)?;
     if mode != "wal" {
         return Err(OpenError::NoLog {
             path: path.to_owned(),
@@ -208,6 +211,28 @@ fn prepare(mut connection: Connection, path: &Path, now_ms: i64) -> Result<Conne
         .map_err(sql)?;
     migrate(&mut connection, path, now_ms)?;
     Ok(connection)
+}
+
+/// Switches to a write-ahead log and returns the mode the file has then.
+///
+/// The busy time-out does not cover this: of two processes that open a new file at the same moment each holds what the
+/// other needs, and SQLite then refuses at once instead of waiting. The one that lost finds the work done.
+fn write_ahead(connection: &Connection, busy: Duration) -> rusqlite::Result<String> {
+    const PAUSE: Duration = Duration::from_millis(5);
+    let begin = std::time::Instant::now();
+    loop {
+        match connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)) {
+            Err(rusqlite::Error::SqliteFailure(error, _))
+                if matches!(
+                    error.code,
+                    rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked
+                ) && begin.elapsed() < busy =>
+            {
+                std::thread::sleep(PAUSE);
+            }
+            done => return done,
+        }
+    }
 }
 
 fn configure(connection: &Connection, busy: Duration) -> rusqlite::Result<()> {
@@ -323,7 +348,7 @@ mod tests {
         let path = directory.path().join("db");
         open_writer(&path, BUSY, 0).unwrap();
         let connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_ONLY, BUSY).unwrap();
-        let error = prepare(connection, &path, 0).unwrap_err();
+        let error = prepare(connection, &path, Duration::ZERO, 0).unwrap_err();
         assert!(matches!(error, OpenError::ReadOnly(_)), "{error}");
     }
 

@@ -41,7 +41,7 @@ use crate::{
         send::Sends,
     },
     proto::record::Counters,
-    state::{AccountId, Key, Micros, Row, Scan, Table, WorkingSet, codec},
+    state::{AccountId, Key, Micros, Row, Scan, Table, WorkingSet, codec, rules},
     wire::node::{self, Node},
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -56,12 +56,22 @@ const MAILBOX_ROWS: u32 = 1024;
 /// How long a stopping engine waits for its last batches.
 const LAST_WORDS: Micros = Micros::from_secs(5);
 
+/// Whether counters can be counted on from where they stand: what comes out of them has to fit the tables.
+fn plausible(counters: &Counters) -> bool {
+    let pre_key = |id: Option<u32>| id.unwrap_or(1) <= rules::MAX_PRE_KEY_ID;
+    counters.next_event.unwrap_or(1) < rules::MAX_NUMBER
+        && counters.next_order.unwrap_or(1) < rules::MAX_NUMBER
+        && pre_key(counters.next_pre_key)
+        && pre_key(counters.first_unconfirmed_pre_key)
+}
+
 /// What a load or scan is for.
 #[derive(Debug)]
 enum Reading {
     Rows(Vec<Key>),
     Account,
-    Outbox,
+    /// The rows behind this one.
+    Outbox(Option<Key>),
     InboxAtStart,
     Inbox,
     Mailbox,
@@ -149,6 +159,9 @@ impl Engine {
             unlinking: None,
             checking_mailbox: false,
         };
+        if grant.applied.0 >= rules::MAX_NUMBER {
+            engine.halt(StopReason::Store("the write history is full".into()));
+        }
         engine.load(vec![Key::Device, Key::Counters], Reading::Account);
         engine
     }
@@ -174,6 +187,9 @@ impl Engine {
         self.take(input);
         self.tick();
         self.pump();
+        while self.read() {
+            self.pump();
+        }
     }
 
     /// The next effect, in one total order. Draining is needed for progress, never for correctness.
@@ -181,6 +197,18 @@ impl Engine {
         if let Phase::Stopped(reason) = &self.phase {
             return Output::Stopped(reason.clone());
         }
+        loop {
+            let output = self.next_output(wire);
+            // There may be room now for what came while there was none.
+            if matches!(output, Output::Idle { .. }) && self.read() {
+                self.pump();
+                continue;
+            }
+            return output;
+        }
+    }
+
+    fn next_output(&mut self, wire: &mut Vec<u8>) -> Output {
         let limits = &self.cx.config.limits;
         if self.cx.rows.in_flight() < u64::from(limits.batches_in_flight.get())
             && let Some(batch) = self
@@ -210,8 +238,9 @@ impl Engine {
                 && !self.cx.rows.has_open_batch()
                 && self.cx.rows.in_flight() == 0;
             if said {
+                let reason = reason.clone();
                 self.phase = Phase::Stopped(reason.clone());
-                return self.poll(wire);
+                return Output::Stopped(reason);
             }
         }
         Output::Idle {
@@ -225,12 +254,9 @@ impl Engine {
     pub fn appetite(&self) -> Appetite {
         let limits = &self.cx.config.limits;
         let running = matches!(self.phase, Phase::Running | Phase::Starting);
-        let fits =
-            |used: usize, most: u32| u64::try_from(used).is_ok_and(|used| used < u64::from(most));
         let queued = self.sends.len() + self.early.len() + self.work.len();
         Appetite {
-            bytes: fits(self.work.len(), limits.work_queued.get())
-                && fits(self.cx.gate.bytes(), limits.gate_bytes.get()),
+            bytes: self.has_room(),
             commands: if running {
                 limits
                     .outbox
@@ -240,6 +266,18 @@ impl Engine {
                 0
             },
         }
+    }
+
+    /// Whether another stanza may be taken in.
+    fn has_room(&self) -> bool {
+        let limits = &self.cx.config.limits;
+        let fits =
+            |used: usize, most: u32| u64::try_from(used).is_ok_and(|used| used < u64::from(most));
+        fits(self.work.len(), limits.work_queued.get())
+            && fits(
+                self.work.bytes() + self.cx.gate.bytes(),
+                limits.gate_bytes.get(),
+            )
     }
 
     /// What happened since the engine was built.
@@ -274,6 +312,9 @@ impl Engine {
             Input::Fenced { by } => self.halt(StopReason::Fenced(by)),
             Input::StoreRefused(why) => self.halt(StopReason::Store(why)),
             Input::Command(id, command) => match self.phase {
+                Phase::Starting | Phase::Running if self.is_too_many(&command) => {
+                    self.cx.reply(id, Err(CommandError::Busy));
+                }
                 Phase::Starting => self.early.push_back((id, command)),
                 Phase::Running => self.command(id, command),
                 Phase::Stopping(..) | Phase::Stopped(_) => {
@@ -285,6 +326,12 @@ impl Engine {
         }
     }
 
+    /// What would be queued is refused beyond the limit; while nothing is read yet, everything is queued.
+    fn is_too_many(&self, command: &Command) -> bool {
+        let queued = matches!(self.phase, Phase::Starting) || matches!(command, Command::Send(_));
+        queued && self.appetite().commands == 0
+    }
+
     fn granted(&mut self, grant: Grant) {
         if grant.epoch == self.grant.epoch {
             self.grant.until = self.grant.until.max(grant.until);
@@ -293,7 +340,11 @@ impl Engine {
     }
 
     fn loaded(&mut self, id: LoadId, rows: Vec<Row>) {
-        match self.reading.remove(&id) {
+        let reading = match self.reading.get(&id) {
+            Some(Reading::Account | Reading::Rows(_)) => self.reading.remove(&id),
+            _ => None,
+        };
+        match reading {
             Some(Reading::Account) => self.account_read(rows),
             Some(Reading::Rows(keys)) => {
                 for key in self.cx.rows.load_finished(keys, rows) {
@@ -328,6 +379,12 @@ impl Engine {
         match rows.next() {
             Some(Row::Absent) => self.cx.save_counters(),
             Some(Row::Present(record)) => match codec::decode(&record) {
+                Ok(counters) if !plausible(&counters) => {
+                    return self.halt(StopReason::Store(format!(
+                        "row {}: numbers out of range",
+                        Table::Counters.name()
+                    )));
+                }
                 Ok(counters) => self.cx.counters = counters,
                 // Guessing these would bind ids twice.
                 Err(error) => {
@@ -344,17 +401,35 @@ impl Engine {
                 )));
             }
         }
-        self.scan(Table::Outbox, None, SCAN_ROWS, Reading::Outbox);
+        self.scan(Table::Outbox, None, SCAN_ROWS, Reading::Outbox(None));
     }
 
     fn scanned(&mut self, id: LoadId, rows: Vec<(Key, Row)>) {
-        match self.reading.remove(&id) {
-            Some(Reading::Outbox) => {
+        let reading = match self.reading.get(&id) {
+            None | Some(Reading::Account | Reading::Rows(_)) => None,
+            Some(_) => self.reading.remove(&id),
+        };
+        match reading {
+            Some(Reading::Outbox(before)) => {
                 let last = rows.last().map(|(key, _)| key.clone());
                 let full = rows.len() >= SCAN_ROWS as usize;
+                // A store that gives the same rows again and again would keep us here for ever.
+                let advances =
+                    last > before && last.as_ref().is_none_or(|key| key.table() == Table::Outbox);
+                if full && !advances {
+                    return self.halt(StopReason::Store(format!(
+                        "a scan of table {} does not advance",
+                        Table::Outbox.name()
+                    )));
+                }
                 self.sends.start(&mut self.cx, rows);
                 if full {
-                    self.scan(Table::Outbox, last, SCAN_ROWS, Reading::Outbox);
+                    self.scan(
+                        Table::Outbox,
+                        last.clone(),
+                        SCAN_ROWS,
+                        Reading::Outbox(last),
+                    );
                 } else {
                     let window = self.cx.config.limits.events_in_flight.get();
                     self.scan(Table::Inbox, None, window, Reading::InboxAtStart);
@@ -377,12 +452,7 @@ impl Engine {
     fn started(&mut self) {
         if let LinkState::LoggedOut(code) = self.cx.account.state {
             // Linking anew is a decision of people: a command for it may have come already.
-            if !self
-                .early
-                .iter()
-                .any(|(_, command)| *command == Command::Link)
-                && self.early.is_empty()
-            {
+            if self.early.is_empty() {
                 self.stop(StopReason::LoggedOut(code));
                 return;
             }
@@ -408,12 +478,16 @@ impl Engine {
                 }
                 self.pairing.link(&mut self.cx, &mut self.link, id);
             }
-            Command::Send(request) => self.work.push(
-                &mut self.cx,
-                Work::Accept(Some(id), request),
-                &self.sends,
-                &self.retries,
-            ),
+            // Checked before its row is asked for: not every id is the name of a row.
+            Command::Send(request) => match Sends::check(&request) {
+                Ok(()) => self.work.push(
+                    &mut self.cx,
+                    Work::Accept(Some(id), request),
+                    &self.sends,
+                    &self.retries,
+                ),
+                Err(error) => self.cx.reply(id, Err(error)),
+            },
             Command::Acknowledge(upto) => {
                 let result = inbox::acknowledge(&mut self.cx, upto).map(|()| Reply::Done);
                 self.cx.reply(id, result);
@@ -467,7 +541,7 @@ impl Engine {
             self.cx.reply(id, Err(CommandError::NotLinked));
             return;
         };
-        if !self.login.is_logged_in() {
+        if !self.login.is_logged_in() || self.unlinking.is_some() {
             self.cx.reply(id, Err(CommandError::Busy));
             return;
         }
@@ -494,10 +568,19 @@ impl Engine {
     // ---- the connection ---------------------------------------------------------------------------------------
 
     fn received(&mut self, bytes: &[u8]) {
-        self.link.push(&self.cx, bytes);
-        loop {
+        // What still comes while the engine stops is not answered; it comes again for the next owner.
+        if matches!(self.phase, Phase::Running) {
+            self.link.push(&self.cx, bytes);
+            self.read();
+        }
+    }
+
+    /// Takes in what has come, as long as there is room. Returns whether there was anything.
+    fn read(&mut self) -> bool {
+        let mut any = false;
+        while matches!(self.phase, Phase::Running) && self.has_room() {
             match self.link.next(&mut self.cx) {
-                Received::Nothing => return,
+                Received::Nothing => return any,
                 Received::Up => self.login.up(&mut self.cx),
                 Received::Frame(payload) => match node::decode_owned(&payload) {
                     Ok(stanza) => self.stanza(stanza),
@@ -507,13 +590,11 @@ impl Engine {
                 },
                 Received::Broken(why) => {
                     self.link.cut(&mut self.cx, Again::Later, why);
-                    return;
                 }
             }
-            if matches!(self.phase, Phase::Stopped(_)) {
-                return;
-            }
+            any = true;
         }
+        any
     }
 
     fn closed(&mut self) {
@@ -568,7 +649,7 @@ impl Engine {
                         fetched: false,
                     }
                 } else {
-                    Work::Receipt(stanza)
+                    Work::Receipt(stanza, 0)
                 });
             }
             "notification" => {
@@ -597,7 +678,9 @@ impl Engine {
     fn refused(&mut self, verdict: Verdict) {
         match verdict {
             Verdict::Reconnect(again, why) => self.link.end(&mut self.cx, again, why),
-            Verdict::LoggedOut(code) => self.logged_out(code),
+            Verdict::LoggedOut(code) if self.cx.account.is_linked() => self.logged_out(code),
+            // There is no link that could have ended.
+            Verdict::LoggedOut(code) => self.stop(StopReason::Refused(code)),
             Verdict::Stop(reason) => self.stop(reason),
         }
     }
@@ -704,7 +787,11 @@ impl Engine {
         let cx = &mut self.cx;
         match work {
             Work::Message(stanza) => crate::flow::receive::message(cx, &mut self.retries, &stanza),
-            Work::Receipt(stanza) => self.sends.receipt(cx, &stanza),
+            Work::Receipt(stanza, from) => {
+                if let Some(next) = self.sends.receipt(cx, &stanza, from) {
+                    self.work.push_front(Work::Receipt(stanza, next));
+                }
+            }
             Work::Retry { stanza, fetched } => {
                 self.retries.answer(cx, &self.sends, &stanza, fetched)
             }
@@ -712,9 +799,14 @@ impl Engine {
             Work::Send(id) => self.sends.step(cx, &id),
             Work::UploadPreKeys => pre_keys::upload(cx),
             Work::DevicesAnswered(users, answer) => {
-                if let Answer::Result(stanza) = &answer {
-                    crate::flow::devices::devices_answered(cx, &users, stanza);
-                }
+                let complete = match &answer {
+                    Answer::Result(stanza) => {
+                        crate::flow::devices::devices_answered(cx, &users, stanza)
+                    }
+                    _ => true,
+                };
+                // An answer that leaves somebody out is no better than an error: asked again, a few times.
+                let answer = if complete { answer } else { Answer::Error(0) };
                 self.sends.devices_answered(cx, &answer, &users);
             }
             Work::BundlesAnswered(devices, answer) => {
@@ -830,7 +922,7 @@ impl Engine {
         Some(match effect {
             Effect::Open => Output::Open(self.cx.config.service.endpoint.clone()),
             Effect::Close(generation) => {
-                if !self.link.is_current(generation) {
+                if !self.link.tell_close(generation) {
                     return None;
                 }
                 self.link.closing(&mut self.cx);
@@ -868,6 +960,14 @@ impl Engine {
         if matches!(self.phase, Phase::Stopping(..) | Phase::Stopped(_)) {
             return;
         }
+        // Every command gets its answer, these that somebody else may know better.
+        let abandoned = self.work.abandon();
+        let early = self.early.drain(..).map(|(id, _)| id);
+        let unlinking = self.unlinking.take();
+        for id in abandoned.into_iter().chain(early).chain(unlinking) {
+            self.cx.reply(id, Err(CommandError::Unknown));
+        }
+        self.pairing.fail(&mut self.cx, &CommandError::Unknown);
         if !self.link.is_down() {
             self.link.end(&mut self.cx, Again::Never, "stopping");
         }

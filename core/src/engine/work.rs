@@ -6,7 +6,7 @@
 
 use crate::{
     flow::{
-        CommandId, Context, SendRequest, devices, pre_keys,
+        CommandId, Content, Context, SendRequest, devices, pre_keys,
         query::Answer,
         receive,
         retry::Retries,
@@ -18,11 +18,15 @@ use crate::{
 };
 use std::collections::VecDeque;
 
+/// Rows are wanted ahead of need while the next load has fewer than this.
+const WANTED: usize = 256;
+
 /// One piece of work.
 #[derive(Debug)]
 pub(super) enum Work {
     Message(Node),
-    Receipt(Node),
+    /// What is left of a receipt behind so many of its ids.
+    Receipt(Node, usize),
     Retry {
         stanza: Node,
         fetched: bool,
@@ -39,7 +43,7 @@ impl Work {
     fn needs(&self, cx: &mut Context, sends: &Sends, retries: &Retries) -> Vec<Key> {
         match self {
             Self::Message(stanza) => receive::needs(cx, stanza),
-            Self::Receipt(stanza) => sends.receipt_needs(stanza),
+            Self::Receipt(stanza, from) => sends.receipt_needs(stanza, *from),
             Self::Retry { stanza, .. } => retries.needs(cx, sends, stanza),
             Self::Accept(_, request) => Sends::accept_needs(request),
             Self::Send(id) => sends.needs(cx, id),
@@ -50,10 +54,39 @@ impl Work {
     }
 }
 
+impl Work {
+    /// What it holds in memory, roughly.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Message(stanza)
+            | Self::Receipt(stanza, _)
+            | Self::Retry { stanza, .. }
+            | Self::DevicesAnswered(_, Answer::Result(stanza))
+            | Self::BundlesAnswered(_, Answer::Result(stanza)) => weight(stanza),
+            Self::Accept(_, request) => match &request.content {
+                Content::Text(text) => NODE + text.len(),
+                Content::Message(bytes) => NODE + bytes.len(),
+            },
+            _ => NODE,
+        }
+    }
+}
+
+/// What a node or an attribute costs beside its content.
+const NODE: usize = 100;
+const ATTRIBUTE: usize = 60;
+
+fn weight(node: &Node) -> usize {
+    let content = node.data().map_or(0, <[u8]>::len);
+    let children: usize = node.nodes().iter().map(weight).sum();
+    NODE + ATTRIBUTE * node.attrs.len() + content + children
+}
+
 /// See the module documentation.
 #[derive(Debug, Default)]
 pub(super) struct WorkQueue {
-    queue: VecDeque<Work>,
+    queue: VecDeque<(Work, usize)>,
+    bytes: usize,
 }
 
 impl WorkQueue {
@@ -65,11 +98,48 @@ impl WorkQueue {
         self.queue.is_empty()
     }
 
-    /// Accepts work, and asks for the rows it is known to need.
+    /// What the stanzas and requests in it hold, roughly.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Accepts work, and asks for the rows it is known to need as long as there is room for them.
     pub(super) fn push(&mut self, cx: &mut Context, work: Work, sends: &Sends, retries: &Retries) {
-        let needs = work.needs(cx, sends, retries);
-        want(cx, needs);
-        self.queue.push_back(work);
+        if cx.rows.has_room() && cx.wanted.len() < WANTED {
+            let needs = work.needs(cx, sends, retries);
+            want(cx, needs);
+        }
+        self.push_back(work);
+    }
+
+    fn push_back(&mut self, work: Work) {
+        let bytes = work.bytes();
+        self.bytes += bytes;
+        self.queue.push_back((work, bytes));
+    }
+
+    /// Puts the rest of the head back: nothing comes between the two.
+    pub(super) fn push_front(&mut self, work: Work) {
+        let bytes = work.bytes();
+        self.bytes += bytes;
+        self.queue.push_front((work, bytes));
+    }
+
+    fn pop(&mut self) -> Option<Work> {
+        let (work, bytes) = self.queue.pop_front()?;
+        self.bytes -= bytes;
+        Some(work)
+    }
+
+    /// Gives everything up; returns the commands among it.
+    pub(super) fn abandon(&mut self) -> Vec<CommandId> {
+        let asked = |(work, _): &(Work, usize)| match work {
+            Work::Accept(command, _) => *command,
+            _ => None,
+        };
+        let commands = self.queue.iter().filter_map(asked).collect();
+        *self = Self::default();
+        commands
     }
 
     /// Accepts the next step of a send, once.
@@ -83,7 +153,7 @@ impl WorkQueue {
         let queued = self
             .queue
             .iter()
-            .any(|work| matches!(work, Work::Send(other) if *other == id));
+            .any(|(work, _)| matches!(work, Work::Send(other) if *other == id));
         if !queued {
             self.push(cx, Work::Send(id), sends, retries);
         }
@@ -93,7 +163,7 @@ impl WorkQueue {
     pub(super) fn has_mail(&self) -> bool {
         self.queue
             .iter()
-            .any(|work| matches!(work, Work::Accept(None, _)))
+            .any(|(work, _)| matches!(work, Work::Accept(None, _)))
     }
 
     /// Accepts requests from the mailbox, in the order in which they were made. A request that cannot be read is
@@ -116,8 +186,10 @@ impl WorkQueue {
         }
         requests.sort_by_key(|(order, _)| *order);
         for (_, request) in requests {
-            want(cx, Sends::accept_needs(&request));
-            self.queue.push_back(Work::Accept(None, request));
+            if cx.rows.has_room() && cx.wanted.len() < WANTED {
+                want(cx, Sends::accept_needs(&request));
+            }
+            self.push_back(Work::Accept(None, request));
         }
     }
 
@@ -128,9 +200,10 @@ impl WorkQueue {
         sends: &Sends,
         retries: &Retries,
     ) -> Option<Work> {
-        let needs = self.queue.front()?.needs(cx, sends, retries);
+        let (head, _) = self.queue.front()?;
+        let needs = head.needs(cx, sends, retries);
         if needs.iter().all(|key| cx.rows.knows(key)) {
-            return self.queue.pop_front();
+            return self.pop();
         }
         want(cx, needs);
         None

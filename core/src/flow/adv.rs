@@ -12,6 +12,7 @@ use crate::{
     },
 };
 use prost::Message as _;
+use std::collections::BTreeSet;
 
 const ACCOUNT: [u8; 2] = [6, 0];
 const DEVICE: [u8; 2] = [6, 1];
@@ -148,7 +149,7 @@ pub(crate) fn verify_companion(bytes: &[u8], identity: &PublicKey) -> Result<Pub
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct KeyIndexes {
     current: u32,
-    valid: Vec<u32>,
+    valid: BTreeSet<u32>,
 }
 
 impl KeyIndexes {
@@ -158,7 +159,7 @@ impl KeyIndexes {
         let list = AdvKeyIndexList::decode(signed.details?.as_slice()).ok()?;
         Some(Self {
             current: list.current_index.unwrap_or(0),
-            valid: list.valid_indexes,
+            valid: list.valid_indexes.into_iter().collect(),
         })
     }
 

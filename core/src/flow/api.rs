@@ -16,7 +16,8 @@ pub struct CommandId(pub u64);
 #[non_exhaustive]
 pub enum Command {
     /// Link this account: connect, show QR codes ([`Notice::Qr`]) until the phone has scanned one. Answered with
-    /// [`Reply::Linked`] when the account is durable, at once if it is linked already.
+    /// [`Reply::Linked`] when the account is durable, at once if it is linked already. An account that was logged out
+    /// gets new keys: the service has forgotten the device that the old ones belonged to.
     Link,
     /// Send a message. Answered with [`Reply::Accepted`] when it is durable; from then on it is sent exactly once under
     /// that id, whatever crashes. Progress comes as events.

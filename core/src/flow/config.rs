@@ -28,9 +28,10 @@ pub struct Limits {
     pub batches_in_flight: NonZeroU32,
     /// Stanzas accepted and not executed yet; beyond it no bytes are asked for.
     pub work_queued: NonZeroU32,
-    /// Bytes of rows kept in memory, beside rows with an unfinished write.
+    /// Bytes of rows kept in memory, beside rows with an unfinished write and the rows of the work that is next.
     pub cache_bytes: NonZeroU32,
-    /// Bytes of effects waiting for a commit; beyond it no bytes are asked for.
+    /// Bytes of stanzas waiting for rows and of effects waiting for a commit; beyond it no bytes are asked for, and none
+    /// that are here already are looked at.
     pub gate_bytes: NonZeroU32,
     /// Largest frame accepted, at most 2^24 - 1.
     pub frame_bytes: NonZeroU32,

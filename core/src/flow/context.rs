@@ -39,8 +39,10 @@ pub(crate) enum Effect {
 impl Effect {
     fn bytes(&self) -> usize {
         match self {
-            Self::Raw(_, bytes) | Self::Stanza(_, bytes) => bytes.len(),
-            Self::Event(_, Event::Message(message)) => message.content.len(),
+            Self::Raw(_, bytes) | Self::Stanza(_, bytes) => 64 + bytes.len(),
+            // The text stands in the content and beside it.
+            Self::Event(_, Event::Message(message)) => 256 + 2 * message.content.len(),
+            Self::Notice(Notice::Qr { text, .. } | Notice::Protocol(text)) => 64 + text.len(),
             _ => 64,
         }
     }
@@ -61,9 +63,15 @@ impl Gate {
         self.fifo.push_back((after, effect));
     }
 
+    fn push_urgent(&mut self, effect: Effect) {
+        self.bytes += effect.bytes();
+        self.urgent.push_back(effect);
+    }
+
     /// The next effect that may leave.
     pub(crate) fn pop(&mut self, rows: &WorkingSet) -> Option<Effect> {
         if let Some(effect) = self.urgent.pop_front() {
+            self.bytes -= effect.bytes();
             return Some(effect);
         }
         let (after, _) = self.fifo.front()?;
@@ -163,6 +171,8 @@ impl Context {
         match decoded {
             Ok(value) => Some(value),
             Err(_) => {
+                // Said once for each time it was loaded.
+                self.rows.disregard(key);
                 self.corrupt(key.clone());
                 None
             }
@@ -209,15 +219,13 @@ impl Context {
     /// Sends a stanza past the gate. Only for what depends on no row.
     pub(crate) fn send_urgent(&mut self, node: &Node) {
         if let (Some(connection), Some(payload)) = (self.connection, self.encode(node)) {
-            self.gate
-                .urgent
-                .push_back(Effect::Stanza(connection, payload));
+            self.gate.push_urgent(Effect::Stanza(connection, payload));
         }
     }
 
     /// Writes handshake bytes past the gate.
     pub(crate) fn send_raw(&mut self, connection: u64, bytes: Vec<u8>) {
-        self.gate.urgent.push_back(Effect::Raw(connection, bytes));
+        self.gate.push_urgent(Effect::Raw(connection, bytes));
     }
 
     fn encode(&mut self, node: &Node) -> Option<Vec<u8>> {
@@ -260,7 +268,7 @@ impl Context {
 
     /// Closes a connection at once.
     pub(crate) fn cut_connection(&mut self, connection: u64) {
-        self.gate.urgent.push_back(Effect::Close(connection));
+        self.gate.push_urgent(Effect::Close(connection));
     }
 
     /// Records an event and shows it as soon as it is durable and the consumer has room.

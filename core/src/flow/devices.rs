@@ -13,6 +13,10 @@ use crate::{
     state::{Key, codec},
     wire::node::Node,
 };
+use std::collections::{BTreeMap, BTreeSet};
+
+/// More entries than this in one answer are not looked at: we ask for two users, or for their devices.
+const ENTRIES: usize = 1024;
 
 /// Asks for the device lists and LIDs of users.
 pub(crate) fn ask_devices(cx: &mut Context, users: Vec<Jid>) {
@@ -33,14 +37,19 @@ pub(crate) fn ask_devices(cx: &mut Context, users: Vec<Jid>) {
     cx.ask(iq("usync", "get").child(usync), Query::Devices(users));
 }
 
-/// Takes in the answer: device lists and LID mappings become rows. Users that the answer does not mention get an empty
-/// list, so that nobody asks for ever.
-pub(crate) fn devices_answered(cx: &mut Context, asked: &[Jid], stanza: &Node) {
+/// Takes in the answer: device lists and LID mappings become rows. Returns whether it spoke of everybody asked for: who
+/// is left out has not been said to have no devices.
+pub(crate) fn devices_answered(cx: &mut Context, asked: &[Jid], stanza: &Node) -> bool {
+    let mut complete = true;
     let users: &[Node] = stanza.path(&["usync", "list"]).map_or(&[], Node::nodes);
     for user in asked {
         let entry = users
             .iter()
             .find(|entry| entry.get_jid("jid").is_some_and(|jid| jid.same_user(user)));
+        if entry.is_none() {
+            complete = false;
+            continue;
+        }
         let lid = entry
             .and_then(|entry| entry.find("lid"))
             .and_then(|lid| lid.get_jid("val"))
@@ -60,6 +69,7 @@ pub(crate) fn devices_answered(cx: &mut Context, asked: &[Jid], stanza: &Node) {
         }
         cx.put(Key::DeviceList(user.bare()), row);
     }
+    complete
 }
 
 /// The devices that can be written to: the phone, and companions that its key index list vouches for.
@@ -69,7 +79,10 @@ fn listed(devices: &Node) -> Vec<record::ListedDevice> {
         .and_then(Node::data)
         .and_then(adv::KeyIndexes::decode);
     let list = devices.find("device-list").map_or(&[][..], Node::nodes);
+    // One entry each: whoever is listed twice must not be written to twice.
+    let mut seen = BTreeSet::new();
     list.iter()
+        .take(ENTRIES)
         .filter(|device| device.tag() == "device" && device.get_str("is_hosted") != Some("true"))
         .filter_map(|device| {
             let id = u32::try_from(device.get_u64("id")?)
@@ -85,7 +98,7 @@ fn listed(devices: &Node) -> Vec<record::ListedDevice> {
                 (None, index) => index.is_some(),
                 (Some(_), None) => false,
             };
-            vouched.then_some(record::ListedDevice {
+            (vouched && seen.insert(id)).then_some(record::ListedDevice {
                 id: Some(id),
                 key_index,
             })
@@ -96,12 +109,14 @@ fn listed(devices: &Node) -> Vec<record::ListedDevice> {
 /// The devices in a loaded list.
 pub(crate) fn read_list(cx: &mut Context, user: &Jid) -> Option<Vec<Jid>> {
     let list: record::DeviceList = cx.read(&Key::DeviceList(user.bare()))?;
-    let devices = list
+    let devices: BTreeSet<u16> = list
         .devices
         .iter()
-        .filter_map(|device| device.id.and_then(|id| u16::try_from(id).ok()));
+        .filter_map(|device| device.id.and_then(|id| u16::try_from(id).ok()))
+        .collect();
     Some(
         devices
+            .into_iter()
             .map(|device| user.bare().with_device(device))
             .collect(),
     )
@@ -153,14 +168,18 @@ pub(crate) fn bundle_needs(devices: &[Jid]) -> Vec<Key> {
 /// Takes in bundles: a session for each device whose bundle is sound. Returns the devices that got one.
 pub(crate) fn bundles_answered(cx: &mut Context, asked: &[Jid], stanza: &Node) -> Vec<Jid> {
     let users: &[Node] = stanza.find("list").map_or(&[], Node::nodes);
+    let users: BTreeMap<Jid, &Node> = users
+        .iter()
+        .take(ENTRIES)
+        .filter_map(|entry| Some((entry.get_jid("jid")?, entry)))
+        .collect();
     let mut reached = Vec::new();
     for device in asked {
-        let entry = users.iter().find(|entry| {
-            entry
-                .get_jid("jid")
-                .is_some_and(|jid| jid.same_user(device) && jid.device() == device.device())
-        });
-        let Some(entry) = entry.filter(|entry| entry.find("error").is_none()) else {
+        let Some(entry) = users
+            .get(device)
+            .copied()
+            .filter(|entry| entry.find("error").is_none())
+        else {
             continue;
         };
         let Some(bundle) = parse_bundle(entry, entry) else {

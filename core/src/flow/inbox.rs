@@ -14,14 +14,15 @@ use crate::{
     },
 };
 use prost::Message as _;
+use std::collections::VecDeque;
 
 /// What has been shown and what has been acknowledged.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
-    /// The last event shown.
+    /// The last event shown, or skipped because the store has lost it.
     shown: EventSeq,
-    /// The last event acknowledged.
-    acknowledged: EventSeq,
+    /// Shown and not acknowledged, oldest first: no more than the window.
+    out: VecDeque<EventSeq>,
     /// A scan for more is under way.
     pub(crate) scanning: bool,
 }
@@ -30,27 +31,45 @@ impl Inbox {
     /// Whether `seq` may be shown right now; notes it as shown if so.
     pub(crate) fn takes(&mut self, seq: EventSeq, window: u32) -> bool {
         let next = !self.scanning && seq == self.shown.next();
-        let takes = next && self.shown.0 - self.acknowledged.0 < u64::from(window);
+        let takes = next && self.has_room(window);
         if takes {
             self.shown = seq;
+            self.out.push_back(seq);
         }
         takes
     }
+
+    fn has_room(&self, window: u32) -> bool {
+        u64::try_from(self.out.len()).is_ok_and(|out| out < u64::from(window))
+    }
+}
+
+/// The number after the last event there is.
+fn end(cx: &Context) -> EventSeq {
+    EventSeq(cx.counters.next_event.unwrap_or(1).max(1))
+}
+
+/// The rows that are events of this account: a store that makes some up is not believed.
+fn genuine(cx: &mut Context, rows: Vec<(Key, Row)>) -> Vec<(EventSeq, Row)> {
+    let (first, end) = (cx.inbox.shown, end(cx));
+    let mut events = Vec::new();
+    for (key, row) in rows {
+        match key {
+            Key::Inbox(seq) if seq > first && seq < end => events.push((seq, row)),
+            key => cx.corrupt(key),
+        }
+    }
+    events.sort_by_key(|(seq, _)| *seq);
+    events.dedup_by_key(|(seq, _)| *seq);
+    events
 }
 
 /// Takes in the rows that a previous owner left, and shows the first of them.
 pub(crate) fn start(cx: &mut Context, rows: Vec<(Key, Row)>) {
-    let last = EventSeq(cx.counters.next_event.unwrap_or(1).max(1) - 1);
-    let first = rows.iter().find_map(|(key, _)| match key {
-        Key::Inbox(seq) => Some(*seq),
-        _ => None,
-    });
-    let before = first.map_or(last, |seq| EventSeq(seq.0.saturating_sub(1)));
-    cx.inbox = Inbox {
-        shown: before,
-        acknowledged: before,
-        scanning: false,
-    };
+    cx.inbox = Inbox::default();
+    let rows = genuine(cx, rows);
+    let first = rows.first().map_or(end(cx), |(seq, _)| *seq);
+    cx.inbox.shown = EventSeq(first.0 - 1);
     take(cx, rows);
 }
 
@@ -58,11 +77,18 @@ pub(crate) fn start(cx: &mut Context, rows: Vec<(Key, Row)>) {
 /// skipped, and said so, rather than waited for.
 pub(crate) fn scanned(cx: &mut Context, rows: Vec<(Key, Row)>) {
     cx.inbox.scanning = false;
-    let found = rows.iter().find_map(|(key, _)| match key {
-        Key::Inbox(seq) if *seq > cx.inbox.shown => Some(*seq),
+    let rows = genuine(cx, rows);
+    let shown = Key::Inbox(cx.inbox.shown);
+    let at_hand = match cx.rows.known_after(&shown) {
+        Some(Key::Inbox(seq)) => Some(*seq),
         _ => None,
-    });
-    let next = found.unwrap_or(EventSeq(cx.counters.next_event.unwrap_or(1).max(1)));
+    };
+    let found = rows.first().map(|(seq, _)| *seq);
+    let next = [found, at_hand]
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or(end(cx));
     if next > cx.inbox.shown.next() {
         cx.corrupt(Key::Inbox(cx.inbox.shown.next()));
         cx.inbox.shown = EventSeq(next.0 - 1);
@@ -70,16 +96,15 @@ pub(crate) fn scanned(cx: &mut Context, rows: Vec<(Key, Row)>) {
     take(cx, rows);
 }
 
-fn take(cx: &mut Context, rows: Vec<(Key, Row)>) {
+fn take(cx: &mut Context, rows: Vec<(EventSeq, Row)>) {
     let window = cx.config.limits.events_in_flight.get();
-    for (key, row) in rows {
-        let Key::Inbox(seq) = key else { continue };
+    for (seq, row) in rows {
         if seq != cx.inbox.shown.next() || !cx.inbox.takes(seq, window) {
             continue;
         }
         match row {
             Row::Present(record) => show(cx, seq, &record),
-            Row::Absent | Row::Corrupt => cx.corrupt(key),
+            Row::Absent | Row::Corrupt => cx.corrupt(Key::Inbox(seq)),
         }
     }
 }
@@ -97,10 +122,7 @@ pub(crate) fn advance(cx: &mut Context) -> bool {
     let window = cx.config.limits.events_in_flight.get();
     loop {
         let seq = cx.inbox.shown.next();
-        if seq.0 >= cx.counters.next_event.unwrap_or(1).max(1) || cx.inbox.scanning {
-            return false;
-        }
-        if cx.inbox.shown.0 - cx.inbox.acknowledged.0 >= u64::from(window) {
+        if seq >= end(cx) || cx.inbox.scanning || !cx.inbox.has_room(window) {
             return false;
         }
         let key = Key::Inbox(seq);
@@ -132,10 +154,9 @@ pub(crate) fn acknowledge(cx: &mut Context, upto: EventSeq) -> Result<(), Comman
             "an event that was not shown cannot be acknowledged",
         ));
     }
-    while cx.inbox.acknowledged < upto {
-        cx.inbox.acknowledged = cx.inbox.acknowledged.next();
-        let key = Key::Inbox(cx.inbox.acknowledged);
-        cx.delete(key);
+    while let Some(seq) = cx.inbox.out.front().copied().filter(|seq| *seq <= upto) {
+        cx.inbox.out.pop_front();
+        cx.delete(Key::Inbox(seq));
     }
     Ok(())
 }

@@ -18,6 +18,9 @@ use crate::{
     },
 };
 
+/// So many connections in a row are made at once when the service asks for it; the next ones wait.
+const HURRIED: u32 = 3;
+
 #[derive(Debug)]
 #[expect(
     clippy::large_enum_variant,
@@ -64,6 +67,13 @@ pub(crate) struct Link {
     /// Give the handshake up then.
     deadline: Option<Micros>,
     up_since: Option<Micros>,
+    /// The end of this connection is decided; its close is on the way out or has left.
+    ending: bool,
+    /// The driver was told to close this connection. It is told once: a second answer would be taken for the end of
+    /// the next connection.
+    told: bool,
+    /// Connections made at once because the service asked for it, one after the other.
+    hurried: u32,
     /// The last frame that arrived.
     pub(crate) heard: Micros,
 }
@@ -92,6 +102,9 @@ impl Link {
             retry_at: None,
             deadline: None,
             up_since: None,
+            ending: false,
+            told: false,
+            hurried: 0,
             heard: Micros(0),
         }
     }
@@ -118,11 +131,18 @@ impl Link {
         [self.retry_at, self.deadline].into_iter().flatten().min()
     }
 
-    /// Connects now.
+    /// Connects now; if the present connection is about to end, as soon as it has.
     pub(crate) fn open(&mut self, cx: &mut Context) {
         if !self.is_down() {
+            if self.ending {
+                // Our own wish, not the service's.
+                self.again = Again::AtOnce;
+                self.hurried = 0;
+            }
             return;
         }
+        self.ending = false;
+        self.told = false;
         self.generation += 1;
         self.state = State::Opening;
         self.retry_at = None;
@@ -251,6 +271,18 @@ impl Link {
         self.deadline = None;
     }
 
+    /// The service has to do something before long, or the connection is given up.
+    pub(crate) fn expect(&mut self, cx: &Context) {
+        if !self.ending {
+            self.deadline = Some(cx.now.mono.plus(cx.config.timing.handshake));
+        }
+    }
+
+    /// Whether a close of this generation is still to be asked for; notes that it is.
+    pub(crate) fn tell_close(&mut self, generation: u64) -> bool {
+        self.is_current(generation) && !std::mem::replace(&mut self.told, true)
+    }
+
     /// Ends the connection after what was said, and decides when to make the next one.
     pub(crate) fn end(&mut self, cx: &mut Context, again: Again, why: &'static str) {
         self.finish(cx, again, why, false);
@@ -265,6 +297,7 @@ impl Link {
         self.again = again;
         self.why = why;
         self.deadline = None;
+        self.ending = !self.is_down();
         match self.state {
             State::Down => {
                 self.retry_at = None;
@@ -300,6 +333,7 @@ impl Link {
         let lasted = self.up_since.take().map(|since| cx.now.mono.since(since));
         if lasted.is_some_and(|lasted| lasted >= cx.config.timing.stable) {
             self.failures = 0;
+            self.hurried = 0;
         }
         self.state = State::Down;
         self.deadline = None;
@@ -312,15 +346,17 @@ impl Link {
     fn schedule(&mut self, cx: &mut Context) {
         let more = match self.again {
             Again::Never => return,
-            Again::AtOnce => {
+            // A service that sends everybody away all the time is not hammered for it.
+            Again::AtOnce if self.hurried < HURRIED => {
+                self.hurried += 1;
                 self.retry_at = Some(cx.now.mono);
                 return;
             }
-            Again::Later => 0,
+            Again::AtOnce | Again::Later => 0,
             Again::MuchLater => 5,
         };
         let timing = &cx.config.timing;
-        let doublings = (self.failures + more).min(20);
+        let doublings = self.failures.saturating_add(more).min(20);
         let most = timing
             .backoff_first
             .0

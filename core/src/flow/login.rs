@@ -109,11 +109,14 @@ impl Login {
 
     /// The service has heard that we are active.
     pub(crate) fn active(&mut self, cx: &mut Context, answer: &Answer) {
-        if self.step != Step::LoggedIn || *answer == Answer::Lost {
+        if self.step == Step::None || *answer == Answer::Lost {
             return;
         }
-        self.step = Step::Active;
-        self.offline_until = Some(cx.now.mono.plus(cx.config.timing.offline));
+        // Some services are through with the queue before they answer.
+        if self.step == Step::LoggedIn {
+            self.step = Step::Active;
+            self.offline_until = Some(cx.now.mono.plus(cx.config.timing.offline));
+        }
         if cx.config.available {
             announce(cx, true);
         }
@@ -135,7 +138,10 @@ impl Login {
     /// When something has to be done.
     pub(crate) fn wake(&self, cx: &Context) -> Option<Micros> {
         let silence = self.pinged.map(|at| at.plus(cx.config.timing.silence));
-        [self.offline_until, self.ping_at, silence]
+        // Nothing is pinged without a connection, and a time that passes without anything being done would be asked
+        // for again and again.
+        let ping_at = self.ping_at.filter(|_| cx.connection.is_some());
+        [self.offline_until, ping_at, silence]
             .into_iter()
             .flatten()
             .min()
@@ -143,7 +149,8 @@ impl Login {
 
     /// Time has passed. Returns `true` if the account has just come online.
     pub(crate) fn tick(&mut self, cx: &mut Context, link: &mut Link) -> bool {
-        if self.pinged.is_some_and(|at| link.heard > at) {
+        // A coarse clock shows ping and answer at one time.
+        if self.pinged.is_some_and(|at| link.heard >= at) {
             self.pinged = None;
         }
         if self

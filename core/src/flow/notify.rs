@@ -8,6 +8,12 @@ use super::{
 };
 use crate::{jid::Jid, state::Key, wire::node::Node};
 
+/// More children than this are not looked at.
+const CHILDREN: usize = 64;
+
+/// Nothing that the service can make us ask is asked while so many questions are open.
+const QUERIES: usize = 256;
+
 /// What a stanza asks the engine to do beyond this module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wish {
@@ -50,7 +56,8 @@ pub(crate) fn notification(cx: &mut Context, stanza: &Node) -> Wish {
                 .nodes()
                 .iter()
                 .flat_map(Node::nodes)
-                .filter_map(|device| device.get_jid("lid"));
+                .filter_map(|device| device.get_jid("lid"))
+                .take(CHILDREN);
             devices::forget(
                 cx,
                 [Some(from.clone()), lid].into_iter().flatten().chain(twins),
@@ -68,7 +75,7 @@ pub(crate) fn notification(cx: &mut Context, stanza: &Node) -> Wish {
 
 /// `<ib>`: never acknowledged.
 pub(crate) fn information(cx: &mut Context, login: &Login, stanza: &Node) -> Wish {
-    for child in stanza.nodes() {
+    for child in stanza.nodes().iter().take(CHILDREN) {
         match child.tag() {
             "offline" => return Wish::Online,
             "offline_preview" if child.get_u64("count").unwrap_or(0) > 0 => {
@@ -87,7 +94,7 @@ pub(crate) fn information(cx: &mut Context, login: &Login, stanza: &Node) -> Wis
                     cx.save_account();
                 }
             }
-            "dirty" if login.is_logged_in() => {
+            "dirty" if login.is_logged_in() && cx.queries.len() < QUERIES => {
                 if let Some(kind) = child.get_string("type") {
                     let clean = Node::new("clean")
                         .attr("type", kind)

@@ -7,7 +7,7 @@
 use super::{
     CommandError, CommandId, Connection, Context, Event, Notice, Reply,
     account::LinkState,
-    adv,
+    adv, devices,
     link::{Again, Link},
 };
 use crate::{
@@ -24,6 +24,12 @@ const ROUNDS: u32 = 6;
 
 /// References that the service gives at once; the first code is shown longer only while all are left.
 const REFERENCES: usize = 6;
+
+/// What fits into a QR code beside our keys, and far more than the service gives.
+const REFERENCE_BYTES: usize = 512;
+
+/// Longest name that is kept; the service's are shorter.
+const NAME_BYTES: usize = 255;
 
 /// See the module documentation.
 #[derive(Debug, Default)]
@@ -67,7 +73,9 @@ impl Pairing {
             .into_iter()
             .flat_map(|node| node.find_all("ref"));
         self.references = references
+            .take(REFERENCES)
             .filter_map(|node| String::from_utf8(node.data()?.to_vec()).ok())
+            .filter(|reference| (1..=REFERENCE_BYTES).contains(&reference.len()))
             .collect();
         self.rotate_at = None;
         self.rotate(cx, link);
@@ -101,7 +109,8 @@ impl Pairing {
         cx.notice(Notice::Qr { text, valid });
     }
 
-    fn fail(&mut self, cx: &mut Context, error: &CommandError) {
+    /// Linking has come to nothing: says so to everybody who wanted it.
+    pub(crate) fn fail(&mut self, cx: &mut Context, error: &CommandError) {
         for command in std::mem::take(&mut self.waiting) {
             cx.reply(command, Err(error.clone()));
         }
@@ -118,6 +127,8 @@ impl Pairing {
                 self.references.clear();
                 self.rotate_at = None;
                 self.confirmed = true;
+                // It sends us away now, to come back and log in.
+                link.expect(cx);
             }
             Err(error) => {
                 cx.protocol_error(format!("pairing refused: {error}"));
@@ -144,10 +155,11 @@ impl Pairing {
             .filter(Jid::is_pn)
             .ok_or(adv::AdvError::Malformed)?;
         let lid = device.get_jid("lid").filter(Jid::is_lid);
-        let platform = success
-            .find("platform")
-            .and_then(|node| node.get_string("name"))
-            .unwrap_or_default();
+        let name = |tag| {
+            let name = success.find(tag)?.get_string("name")?;
+            (name.len() <= NAME_BYTES).then_some(name)
+        };
+        let platform = name("platform").unwrap_or_default();
 
         let accepted = adv::accept(
             container,
@@ -162,9 +174,11 @@ impl Pairing {
         account.adv = Some(accepted.full);
         account.platform = Some(platform.clone());
         if account.push_name.is_none() {
-            account.push_name = success.find("biz").and_then(|biz| biz.get_string("name"));
+            account.push_name = name("biz");
         }
         cx.save_account();
+        // Of a former life, if the account was linked before.
+        devices::forget(cx, lid.iter().cloned().chain([jid.clone()]));
         // The account key is the identity of the phone, device 0.
         let phone = lid.as_ref().unwrap_or(&jid).bare();
         let identity = record::Identity {

@@ -19,6 +19,10 @@ use crate::{
 /// Ids have 24 bits; 0 means "none" to other clients, and the last one is special to one of them.
 const LAST_ID: u32 = (1 << 24) - 2;
 
+/// The window is no longer than this: what is further back is not offered again. Keys that only retry receipts carried
+/// lie in it too, and a service that never confirms would make it grow for ever.
+const WINDOW: u32 = 2048;
+
 /// A pre-key id as stanzas carry it: three bytes, big-endian.
 pub(crate) const fn id_bytes(id: u32) -> [u8; 3] {
     let [_, a, b, c] = id.to_be_bytes();
@@ -35,7 +39,7 @@ pub(crate) fn id_from(bytes: &[u8]) -> Option<u32> {
 fn window(cx: &Context) -> (u32, u32) {
     let next = cx.counters.next_pre_key.unwrap_or(1).max(1);
     let first = cx.counters.first_unconfirmed_pre_key.unwrap_or(1).max(1);
-    (first.min(next), next)
+    (first.min(next).max(next.saturating_sub(WINDOW)), next)
 }
 
 /// Rows that [`upload`] reads.

@@ -71,6 +71,11 @@ impl Queries {
         (format!("{}{number}", self.prefix), number)
     }
 
+    /// How many are open.
+    pub(crate) fn len(&self) -> usize {
+        self.open.len()
+    }
+
     /// Whether such a question is open.
     pub(crate) fn any(&self, mut is: impl FnMut(&Query) -> bool) -> bool {
         self.open.values().any(|(query, _)| is(query))

@@ -10,13 +10,19 @@ use crate::{
     jid::{Jid, Server},
     proto::{e2e, record},
     signal::{self, DecryptError, PreKeyMessage, SenderKeyRecord, SessionRecord},
-    state::{Key, MessageId, codec},
+    state::{Key, MessageId, Record, codec},
     wire::node::Node,
 };
 use prost::Message as _;
 
 /// More ciphertexts than this in one stanza are not looked at.
 const CIPHERTEXTS: usize = 16;
+
+/// Longest decrypted message that is taken in: half of what a row can hold.
+const CONTENT_BYTES: usize = Record::MAX_BYTES / 2;
+
+/// Longest name of an author that is kept.
+const NAME_BYTES: usize = 255;
 
 /// Codes with which a stanza is refused (fact sheet 04.5).
 const NACK_PARSING: u16 = 487;
@@ -217,15 +223,19 @@ impl From<DecryptError> for Failure {
 
 /// Takes in a message.
 pub(crate) fn message(cx: &mut Context, retries: &mut Retries, stanza: &Node) {
+    // Channels are not end-to-end encrypted and have no authors: not for us yet, but in order.
+    if stanza
+        .get_jid("from")
+        .is_some_and(|from| from.is_newsletter())
+    {
+        cx.acknowledge(stanza, None);
+        return;
+    }
     let Some(incoming) = Incoming::read(cx, stanza) else {
         cx.acknowledge(stanza, Some(NACK_PARSING));
         cx.protocol_error("a message without usable address");
         return;
     };
-    if incoming.from.is_newsletter() {
-        cx.acknowledge(stanza, None);
-        return;
-    }
     if let Some((phone, lid)) = incoming.pair() {
         let lid = lid.user().to_owned();
         let phone = phone.to_owned();
@@ -255,6 +265,7 @@ pub(crate) fn message(cx: &mut Context, retries: &mut Retries, stanza: &Node) {
     }
     let mut texts = Vec::new();
     let mut failure = None;
+    let mut had = false;
     // The pairwise ciphertexts first: one of them may carry the sender key that the others need.
     let mut parts: Vec<(&Node, &str, &[u8])> = ciphertexts(stanza).collect();
     parts.sort_by_key(|(_, kind, _)| *kind == "skmsg");
@@ -275,6 +286,8 @@ pub(crate) fn message(cx: &mut Context, retries: &mut Retries, stanza: &Node) {
         });
         match result {
             Ok(content) => texts.extend(content),
+            // The part with the sender key can have been taken in before, when the part that needs it failed.
+            Err(Failure::Duplicate) => had = true,
             Err(error) => {
                 failure = Some(error);
                 break;
@@ -283,7 +296,7 @@ pub(crate) fn message(cx: &mut Context, retries: &mut Retries, stanza: &Node) {
     }
     match failure {
         None | Some(Failure::Duplicate) => {
-            if failure.is_some() {
+            if had && texts.is_empty() {
                 cx.stats.duplicates += 1;
             }
             let mut seen = record::Seen::default();
@@ -450,6 +463,10 @@ fn content(
     plain: &[u8],
 ) -> Result<Option<Vec<u8>>, Failure> {
     let message = e2e::Message::decode(plain).map_err(|_| Failure::Refuse(NACK_PROTOBUF))?;
+    if plain.len() > CONTENT_BYTES {
+        // It would not fit into a row; kept back, it would come again for ever.
+        return Err(Failure::Refuse(NACK_PROTOBUF));
+    }
     if let Some(distribution) = &message.sender_key_distribution_message {
         sender_key(cx, incoming, address, distribution);
     }
@@ -567,7 +584,9 @@ fn show(
         sender_alt: incoming.alt.clone(),
         from_me: incoming.from_me,
         at,
-        push_name: stanza.get_string("notify").filter(|name| name != "-"),
+        push_name: stanza
+            .get_string("notify")
+            .filter(|name| name != "-" && name.len() <= NAME_BYTES),
         offline: stanza.get("offline").is_some(),
         peer: incoming.peer,
         text: inbox::text_of(&content),

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     jid::Jid,
     proto::record::Outbound,
-    state::{Key, MessageId, Micros},
+    state::{Key, MessageId, Micros, rules},
     wire::node::Node,
 };
 use std::collections::{BTreeMap, VecDeque};
@@ -23,6 +23,9 @@ const MOST: u32 = 5;
 
 /// Counts are kept for so many messages; older ones start over.
 const REMEMBERED: usize = 1024;
+
+/// So many requests wait for bundles at most.
+const WAITING: usize = 64;
 
 /// Without keys in the request, a session is replaced at most once in this time.
 const RECREATE: Micros = Micros::from_secs(3600);
@@ -38,7 +41,7 @@ impl Counts {
     fn raise(&mut self, device: &Jid, id: &MessageId, at_least: u32) -> u32 {
         let key = (device.clone(), id.clone());
         if let Some(count) = self.by_message.get_mut(&key) {
-            *count = (*count).max(at_least) + 1;
+            *count = (*count).max(at_least).saturating_add(1);
             return *count;
         }
         if self.order.len() >= REMEMBERED
@@ -47,8 +50,9 @@ impl Counts {
             self.by_message.remove(&oldest);
         }
         self.order.push_back(key.clone());
-        self.by_message.insert(key, at_least + 1);
-        at_least + 1
+        let count = at_least.saturating_add(1);
+        self.by_message.insert(key, count);
+        count
     }
 }
 
@@ -77,7 +81,7 @@ impl Retries {
             .find("enc")
             .and_then(|enc| enc.get_u64("count"))
             .unwrap_or(0);
-        let seed = u32::try_from(seed).unwrap_or(MOST);
+        let seed = u32::try_from(seed).unwrap_or(MOST).min(MOST);
         let count = self.asked.raise(&incoming.sender, &incoming.id, seed);
         if count > MOST {
             let Incoming {
@@ -192,6 +196,17 @@ impl Retries {
                 _ => return true,
             }
         } else if !fetched && self.wants_bundle(cx, &address, count) {
+            if self.waiting.len() >= WAITING {
+                // Not acknowledged: it comes again on the next connection.
+                return false;
+            }
+            if self.recreated.len() >= REMEMBERED {
+                let now = cx.now.mono;
+                self.recreated.retain(|_, at| now.since(*at) < RECREATE);
+                if self.recreated.len() >= REMEMBERED {
+                    self.recreated.pop_first();
+                }
+            }
             self.recreated.insert(address.clone(), cx.now.mono);
             self.waiting.push((address.clone(), stanza.clone()));
             if !cx
@@ -231,8 +246,7 @@ impl Retries {
 
     /// Whether the session with a device is replaced before answering it.
     fn wants_bundle(&self, cx: &mut Context, device: &Jid, count: u64) -> bool {
-        let session = cx.read_with(&Key::Session(device.clone()), devices::session_from);
-        if !session.is_some_and(|session| session.is_usable()) {
+        if !send::has_session(cx, device) {
             return true;
         }
         let recently = self
@@ -271,7 +285,9 @@ fn request(stanza: &Node) -> Option<(MessageId, Jid)> {
     let device = stanza
         .get_jid("participant")
         .or_else(|| stanza.get_jid("from"))?;
-    (device.is_user() && !id.is_empty()).then(|| (id.into(), device))
+    let id = MessageId::from(id);
+    let usable = rules::key(&Key::Sent(id.clone())).is_ok();
+    (device.is_user() && usable).then_some((id, device))
 }
 
 /// The message asked for, and where it went.
@@ -314,6 +330,7 @@ mod tests {
         assert_eq!(counts.raise(&device, &"a".into(), 0), 1);
         assert_eq!(counts.raise(&device, &"a".into(), 0), 2);
         assert_eq!(counts.raise(&device, &"b".into(), 3), 4);
+        assert_eq!(counts.raise(&device, &"b".into(), u32::MAX), u32::MAX);
         for n in 0..REMEMBERED {
             counts.raise(&device, &format!("x{n}").into(), 0);
         }

@@ -75,6 +75,13 @@ impl SessionRecord {
             .is_some_and(|state| state.sender.is_some())
     }
 
+    /// Whether messages can be encrypted under this identity of ours: the current session was made with it. After the
+    /// device was linked anew the sessions of its former life are still there, and of no use.
+    pub fn is_usable_by(&self, identity: &PublicKey) -> bool {
+        let ours = self.current.as_ref().map(|state| state.local_identity);
+        self.is_usable() && ours == Some(*identity)
+    }
+
     /// The peer's identity in the current session.
     pub fn remote_identity(&self) -> Option<PublicKey> {
         self.current.as_ref().map(|state| state.remote_identity)

@@ -6,7 +6,7 @@
 //! Eviction goes by the order of use, which is the same in every replay.
 
 use super::{AccountId, Batch, Epoch, Key, Record, Row, Seq, UnixMillis};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Bound};
 
 /// A cached row.
 #[derive(Clone, Debug)]
@@ -32,6 +32,9 @@ pub(crate) struct WorkingSet {
     sealed: Seq,
     durable: Seq,
 }
+
+/// Rows are loaded ahead of need while fewer than this are on their way.
+const AHEAD: usize = 256;
 
 /// What a cache entry costs beside its record: key, tree nodes, bookkeeping. An estimate that errs upwards.
 const ENTRY_BYTES: usize = 200;
@@ -65,6 +68,25 @@ impl WorkingSet {
         );
         self.touch(key);
         self.cache.get(key)?.record.as_ref()
+    }
+
+    /// Takes a row that cannot be used for absent from here on, without writing anything.
+    pub(crate) fn disregard(&mut self, key: &Key) {
+        if let Some(entry) = self.cache.get_mut(key) {
+            self.bytes -= size(entry.record.take().as_ref());
+        }
+    }
+
+    /// The first row known behind `key`, if it is in the same table.
+    pub(crate) fn known_after(&self, key: &Key) -> Option<&Key> {
+        let behind = (Bound::Excluded(key), Bound::Unbounded);
+        let (found, _) = self.cache.range(behind).next()?;
+        (found.table() == key.table()).then_some(found)
+    }
+
+    /// Whether there is room for rows that are not needed at once.
+    pub(crate) fn has_room(&self) -> bool {
+        self.bytes <= self.limit && self.loading.len() < AHEAD
     }
 
     fn touch(&mut self, key: &Key) {

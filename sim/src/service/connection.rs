@@ -180,6 +180,16 @@ impl Service {
 
     /// Sends one stanza on a connection that is past its handshake.
     pub(super) fn send(&mut self, conn: ConnId, node: &Node, now: Now) {
+        let Some(mut tamper) = self.tamper.take() else {
+            return self.write(conn, node, now);
+        };
+        for node in tamper(conn, node.clone()) {
+            self.write(conn, &node, now);
+        }
+        self.tamper = Some(tamper);
+    }
+
+    fn write(&mut self, conn: ConnId, node: &Node, now: Now) {
         let Some(transport) = self
             .connections
             .get_mut(&conn)

@@ -284,11 +284,14 @@ impl Service {
             .attr("type", node.get_str("type").unwrap_or("text"))
             .attr("t", now.secs())
             .attr_opt("notify", name)
-            .attr_opt(other.0, self.accounts.user(&from.phone, other.1))
             .attr_opt("category", node.get_str("category"))
             .attr_opt("edit", node.get_str("edit"));
-        if target.device.phone == from.phone && !peer {
-            // A copy for one of the sender's own devices says whose chat it belongs to. Nobody else's message may.
+        if target.device.phone != from.phone || peer {
+            stanza = stanza.attr_opt(other.0, self.accounts.user(&from.phone, other.1));
+        } else {
+            // A copy for one of the sender's own devices says whose chat it belongs to; nobody else's message may. It
+            // does not name the sender's other address besides: Baileys takes that for the chat's, learns that the
+            // chat's LID belongs to its own number, and from then on asks for its own devices' keys under that LID.
             let chat = node
                 .get_jid("recipient")
                 .unwrap_or_else(|| to.clone())

@@ -116,6 +116,9 @@ impl Default for Options {
     }
 }
 
+/// Sees every stanza that is about to leave, and says what leaves instead: see [`Service::tamper`].
+pub type Tamper = Box<dyn FnMut(ConnId, Node) -> Vec<Node> + Send>;
+
 /// The service. See the [module](self).
 pub struct Service {
     options: Options,
@@ -134,6 +137,7 @@ pub struct Service {
     recent: BTreeMap<DeviceId, Recent>,
     books: Books,
     faults: Faults,
+    tamper: Option<Tamper>,
     /// Counts the ids of own stanzas and the timers.
     counter: u64,
     revision: u64,
@@ -200,6 +204,7 @@ impl Service {
             recent: BTreeMap::new(),
             books: Books::default(),
             faults: Faults::default(),
+            tamper: None,
             counter: 0,
             revision: 0,
         }
@@ -283,6 +288,11 @@ impl Service {
     #[must_use]
     pub fn faults(&self) -> &Faults {
         &self.faults
+    }
+
+    /// Lets somebody rewrite what the service says, from now on: a service that lies. The books know what it meant.
+    pub fn tamper(&mut self, tamper: Option<Tamper>) {
+        self.tamper = tamper;
     }
 
     /// Withdraws every fault that has not struck yet.

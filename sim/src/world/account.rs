@@ -93,6 +93,8 @@ pub struct Account {
     pub(crate) birth: Option<(Grant, [u8; 32], baton_core::engine::Now)>,
     /// Outputs of the present life, as text.
     pub(crate) outputs: Vec<String>,
+    /// The most outputs that one input has brought, and the most bytes of rows that were in memory after one.
+    pub most: (usize, usize),
 }
 
 /// An input as it was given.
@@ -156,7 +158,20 @@ impl Account {
             recording: Vec::new(),
             birth: None,
             outputs: Vec::new(),
+            most: (0, 0),
         }
+    }
+
+    /// The engine of its present life, if it has one.
+    #[must_use]
+    pub fn engine(&self) -> Option<&Engine> {
+        self.engine.as_ref()
+    }
+
+    /// What the engine of its present life has said, as text.
+    #[must_use]
+    pub fn said(&self) -> &[String] {
+        &self.outputs
     }
 
     /// Ends the process; returns its connection, which the operating system closes.
@@ -172,16 +187,10 @@ impl Account {
         self.conn.take()
     }
 
-    /// Gives the recorded inputs of the present life to a new engine: its outputs must be the same, byte for byte.
-    /// Returns how many there were.
-    ///
-    /// # Errors
-    ///
-    /// The first difference.
-    pub fn replay(&self, config: Config) -> Result<usize, String> {
-        let Some((grant, seed, born)) = self.birth else {
-            return Err("there is no engine to replay".into());
-        };
+    /// Gives the recorded inputs of the present life to a new engine. Returns it as it is then, and everything it said.
+    #[must_use]
+    pub fn revive(&self, config: Config) -> Option<(Engine, Vec<String>)> {
+        let (grant, seed, born) = self.birth?;
         let mut engine = Engine::new(self.id.clone(), config, grant, seed, born);
         let mut wire = Vec::new();
         let mut outputs = Vec::new();
@@ -190,6 +199,19 @@ impl Account {
             engine.handle(input.input(), *now);
             drain(&mut engine, &mut wire, &mut outputs);
         }
+        Some((engine, outputs))
+    }
+
+    /// Compares what the engine of the present life has said with what a new one says to the same inputs. Returns how
+    /// much that was.
+    ///
+    /// # Errors
+    ///
+    /// The first difference.
+    pub fn replay(&self, config: Config) -> Result<usize, String> {
+        let Some((_, outputs)) = self.revive(config) else {
+            return Err("there is no engine to replay".into());
+        };
         match self.outputs.iter().zip(&outputs).position(|(a, b)| a != b) {
             Some(at) => Err(format!(
                 "output {at} was {}, is {}",
@@ -345,7 +367,7 @@ impl World {
         self.later(Micros(LEASE.0 / 3), Happening::Renew { account, life });
     }
 
-    pub(crate) fn to_engine(&mut self, account: usize, life: u64, input: ToEngine) {
+    pub(crate) fn give(&mut self, account: usize, life: u64, input: ToEngine) {
         if self.accounts[account].life != life {
             return;
         }
@@ -419,8 +441,10 @@ impl World {
     /// Does what the engine says until it has nothing more to say.
     fn drain(&mut self, account: usize) {
         let mut wire = Vec::new();
+        let mut outputs = 0;
         loop {
             wire.clear();
+            outputs += 1;
             let life = self.accounts[account].life;
             let this = &mut self.accounts[account];
             let Some(engine) = &mut this.engine else {
@@ -490,6 +514,8 @@ impl World {
                 Output::Reply(..) => {}
                 Output::Idle { wake, .. } => {
                     this.wake = wake;
+                    let bytes = engine.cached_bytes();
+                    this.most = (this.most.0.max(outputs), this.most.1.max(bytes));
                     break;
                 }
                 Output::Stopped(reason) => {

@@ -8,6 +8,7 @@
 //! book away, in the middle of whatever was going on.
 
 mod account;
+pub mod chaos;
 mod judge;
 
 pub use account::Account;
@@ -105,6 +106,8 @@ pub enum Step {
     Cut { account: usize },
     /// The service is told to misbehave.
     Fault(service::faults::Fault),
+    /// Somebody wants the account to be linked.
+    Link { account: usize },
     /// The service behaves again.
     Heal,
     /// Store calls of this account take this much longer, from now on.
@@ -210,6 +213,17 @@ impl World {
     #[must_use]
     pub fn service(&self) -> &Service {
         &self.service
+    }
+
+    /// The store, to look into it or to damage it.
+    #[must_use]
+    pub fn store(&self) -> &MemoryStore {
+        &self.store
+    }
+
+    /// Lets somebody rewrite what the service says, from now on.
+    pub fn tamper(&mut self, tamper: Option<service::Tamper>) {
+        self.service.tamper(tamper);
     }
 
     /// The accounts.
@@ -337,7 +351,7 @@ impl World {
                 account,
                 life,
                 input,
-            } => self.to_engine(account, life, input),
+            } => self.give(account, life, input),
             Happening::Service { conn, bytes } => {
                 self.note(&[b"service", &bytes]);
                 self.service.receive(conn, &bytes, self.service_now());
@@ -406,6 +420,7 @@ impl World {
             Step::Crash { account, pause } => self.crash(account, pause),
             Step::Cut { account } => self.cut(account),
             Step::Fault(fault) => self.service.fault(fault, self.service_now()),
+            Step::Link { account } => self.command(account, Command::Link),
             Step::Heal => self.service.heal(),
             Step::Slow { account, by } => self.accounts[account].slow = by,
         }
@@ -437,14 +452,36 @@ impl World {
         let life = self.accounts[account].life;
         if let Some(conn) = self.accounts[account].conn.take() {
             self.hang_up(conn);
-            self.to_engine(account, life, ToEngine::Closed);
+            self.give(account, life, ToEngine::Closed);
         }
     }
 
     /// Gives a command to an account's engine, if it has one.
     pub fn command(&mut self, account: usize, command: Command) {
         let life = self.accounts[account].life;
-        self.to_engine(account, life, ToEngine::Command(command));
+        self.give(account, life, ToEngine::Command(command));
+    }
+
+    /// The owner of an account's phone removes its companion.
+    pub fn unlink(&mut self, account: usize, device: u16) {
+        let now = self.service_now();
+        let phone = self.accounts[account].phone.clone();
+        self.service.unlink(&phone, device, now);
+        self.drain_service();
+    }
+
+    /// As [`restart`](Self::restart), by somebody who wants to link the account: the command is there before the
+    /// engine has read anything.
+    pub fn restart_to_link(&mut self, account: usize) {
+        self.later(Micros(0), Happening::Start { account });
+        self.later(Micros(1), Happening::Plan(Step::Link { account }));
+        self.run(self.now.0 + 2);
+    }
+
+    /// Starts a process for an account that has none, as an operator would.
+    pub fn restart(&mut self, account: usize) {
+        self.later(Micros(0), Happening::Start { account });
+        self.run(self.now.0 + 1);
     }
 
     /// Links every account: the phones scan the codes as they are shown. Takes a few simulated seconds.

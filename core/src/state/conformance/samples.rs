@@ -62,7 +62,6 @@ pub fn keys(table: Table) -> Vec<Key> {
 pub fn bad_keys() -> Vec<Key> {
     let long = SmolStr::from("x".repeat(256));
     let user = jid("1", Server::User);
-    let endless = jid(&"9".repeat(256), Server::Lid);
     vec![
         Key::PreKey(0),
         Key::PreKey(1 << 24),
@@ -78,11 +77,6 @@ pub fn bad_keys() -> Vec<Key> {
         Key::AppStateMutationMac {
             collection: SmolStr::default(),
             index_mac: [0; 32],
-        },
-        Key::Session(endless.clone()),
-        Key::SenderKey {
-            group: user.clone(),
-            sender: endless,
         },
         Key::MessageSecret {
             chat: user.clone(),

@@ -1,0 +1,116 @@
+//! Flags, verbs, exit codes.
+
+use crate::{demo, host, link, send, setup::Failure, tail};
+use clap::{Args, Parser, Subcommand};
+use std::{io::IsTerminal as _, process::ExitCode};
+use tracing_subscriber::EnvFilter;
+
+/// WhatsApp multi-device accounts that survive `kill -9`.
+#[derive(Debug, Parser)]
+#[command(name = "baton", version, about, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// What all verbs understand.
+#[derive(Clone, Debug, Args)]
+pub struct Common {
+    /// Where the accounts live.
+    #[arg(
+        long,
+        global = true,
+        value_name = "sqlite:PATH",
+        default_value = "sqlite:baton.db",
+        env = "BATON_STORE"
+    )]
+    pub store: String,
+    /// Name of the account.
+    #[arg(long, global = true, value_name = "NAME", default_value = "main")]
+    pub account: String,
+    /// Where the service is, if it is not WhatsApp: a ws:// or wss:// URL.
+    #[arg(long, global = true, value_name = "URL", env = "BATON_SERVICE_URL")]
+    pub service_url: Option<String>,
+    /// Root key of that service's certificates, 64 hexadecimal digits.
+    #[arg(long, global = true, value_name = "HEX", env = "BATON_SERVICE_ROOT")]
+    pub service_root: Option<String>,
+    /// One JSON object a line on standard output.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say on standard error what goes on.
+    #[arg(long, short, global = true)]
+    pub verbose: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Link an account: shows a QR code for the phone, makes the account if there is none of that name.
+    Link(link::Flags),
+    /// Send a text, once, whatever happens meanwhile.
+    Send(send::Flags),
+    /// Print an account's events as they come. An event is done with when it is printed.
+    Tail(tail::Flags),
+    /// Show that accounts survive kill -9: simulated service, real processes, no network, no phone.
+    Demo(demo::Flags),
+    /// Serve many accounts, told what to do by JSON lines on standard input.
+    #[command(hide = true)]
+    Host(host::Flags),
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    // A wrong flag ends here, with status 2 and clap's sentence.
+    let Cli { common, verb } = Cli::parse();
+    trace(common.verbose);
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&common, &Failure::setup(format!("no runtime: {error}"))),
+    };
+    let done = runtime.block_on(async {
+        match verb {
+            Verb::Link(flags) => link::run(&common, flags).await,
+            Verb::Send(flags) => send::run(&common, flags).await,
+            Verb::Tail(flags) => tail::run(&common, flags).await,
+            Verb::Demo(flags) => demo::run(&common, flags).await,
+            Verb::Host(flags) => host::run(&common, flags).await,
+        }
+    });
+    // What still runs has been told to stop or has nothing to lose.
+    runtime.shutdown_background();
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failed(&common, &failure),
+    }
+}
+
+fn failed(common: &Common, failure: &Failure) -> ExitCode {
+    if common.json {
+        println!(
+            "{}",
+            serde_json::json!({ "event": "error", "error": failure.to_string() })
+        );
+    }
+    eprintln!("baton: {failure}");
+    ExitCode::from(failure.status())
+}
+
+fn trace(verbose: bool) {
+    let default = if verbose {
+        "warn,baton=debug,baton_gateway=debug,baton_tokio=debug,baton_core=debug"
+    } else {
+        "error"
+    };
+    let filter = EnvFilter::try_from_env("BATON_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+}

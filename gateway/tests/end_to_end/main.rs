@@ -1,0 +1,9 @@
+//! Accounts end to end: engines, stores, drivers and processes against the simulated service on real sockets.
+
+mod demo;
+mod kills;
+mod owners;
+mod trouble;
+mod verbs;
+
+mod support;

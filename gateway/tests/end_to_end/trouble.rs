@@ -1,0 +1,281 @@
+//! A store that fails, and a service that goes away, under accounts that write to each other.
+
+use crate::support::{Owner, config, service};
+use baton_core::{
+    flow::StopReason,
+    state::{
+        AccountId, AccountInfo, Batch, BusinessId, Claim, Epoch, Incarnation, Key, MessageId,
+        Micros, Outcome, Record, Renewal, Row, Scan, Store, StoreError, Table, UnixMillis,
+        memory::MemoryStore,
+    },
+};
+use baton_tokio::{End, Item, Ownership, account_named};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// A store with a bad line: calls fail before they are made, or after they took effect.
+#[derive(Clone)]
+struct BadLine {
+    inner: MemoryStore,
+    /// Of 1000 calls, so many fail.
+    failing: Arc<AtomicU32>,
+    calls: Arc<AtomicU32>,
+}
+
+impl BadLine {
+    fn new() -> Self {
+        let origin = Instant::now();
+        let inner =
+            MemoryStore::new(move || Micros(u64::try_from(origin.elapsed().as_micros()).unwrap()));
+        Self {
+            inner,
+            failing: Arc::default(),
+            calls: Arc::default(),
+        }
+    }
+
+    fn fail(&self, per_mille: u32) {
+        self.failing.store(per_mille, Ordering::SeqCst);
+    }
+
+    /// Whether this call fails, and whether it takes effect all the same.
+    fn luck(&self) -> (bool, bool) {
+        let n = self
+            .calls
+            .fetch_add(1, Ordering::SeqCst)
+            .wrapping_mul(2_654_435_761)
+            >> 8;
+        (n % 1000 < self.failing.load(Ordering::SeqCst), n & 1 == 0)
+    }
+
+    async fn call<T>(
+        &self,
+        call: impl Future<Output = Result<T, StoreError>> + Send,
+    ) -> Result<T, StoreError> {
+        let (fails, takes_effect) = self.luck();
+        if !fails {
+            return call.await;
+        }
+        if takes_effect {
+            let _lost = call.await;
+        }
+        Err(StoreError::Unavailable("a bad line".into()))
+    }
+}
+
+impl Store for BadLine {
+    async fn load(&self, account: &AccountId, keys: Vec<Key>) -> Result<Vec<Row>, StoreError> {
+        self.call(self.inner.load(account, keys)).await
+    }
+    async fn scan(&self, account: &AccountId, scan: Scan) -> Result<Vec<(Key, Row)>, StoreError> {
+        self.call(self.inner.scan(account, scan)).await
+    }
+    async fn commit(&self, batches: Vec<Batch>) -> Result<Vec<Outcome>, StoreError> {
+        self.call(self.inner.commit(batches)).await
+    }
+    async fn create_account(
+        &self,
+        business: &BusinessId,
+        name: &str,
+    ) -> Result<AccountId, StoreError> {
+        self.inner.create_account(business, name).await
+    }
+    async fn accounts(&self, business: &BusinessId) -> Result<Vec<AccountInfo>, StoreError> {
+        self.inner.accounts(business).await
+    }
+    async fn claim(
+        &self,
+        account: &AccountId,
+        who: Incarnation,
+        ttl: Micros,
+    ) -> Result<Claim, StoreError> {
+        self.call(self.inner.claim(account, who, ttl)).await
+    }
+    async fn renew(
+        &self,
+        who: Incarnation,
+        leases: Vec<(AccountId, Epoch)>,
+        ttl: Micros,
+    ) -> Result<Vec<Renewal>, StoreError> {
+        self.call(self.inner.renew(who, leases, ttl)).await
+    }
+    async fn release(
+        &self,
+        account: &AccountId,
+        who: Incarnation,
+        epoch: Epoch,
+    ) -> Result<(), StoreError> {
+        self.call(self.inner.release(account, who, epoch)).await
+    }
+    async fn enqueue(
+        &self,
+        account: &AccountId,
+        id: MessageId,
+        request: Record,
+        at: UnixMillis,
+    ) -> Result<bool, StoreError> {
+        self.call(self.inner.enqueue(account, id, request, at))
+            .await
+    }
+    async fn retain(
+        &self,
+        account: &AccountId,
+        table: Table,
+        before: UnixMillis,
+        limit: u32,
+    ) -> Result<u32, StoreError> {
+        self.inner.retain(account, table, before, limit).await
+    }
+}
+
+async fn two(server: &sim::serve::SimServer, store: &BadLine) -> (Owner, Owner) {
+    let a = account_named(store, "a").await.unwrap();
+    let b = account_named(store, "b").await.unwrap();
+    let mut alice = Owner::start(store, &a, config(server));
+    let mut bob = Owner::start(store, &b, config(server));
+    alice.link(server, "15550000001").await;
+    bob.link(server, "15550000002").await;
+    (alice, bob)
+}
+
+fn assert_clean(server: &sim::serve::SimServer) {
+    let service = server.service();
+    let service = service.lock().unwrap();
+    assert_eq!(service.books().violations(), []);
+    assert!(
+        service
+            .books()
+            .devices()
+            .all(|(_, device)| device.live_twice.is_empty())
+    );
+}
+
+/// Every second call fails, half of those after having taken effect: slower, and nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_fails_half_the_time_only_costs_time() {
+    let server = service().await;
+    let store = BadLine::new();
+    let (alice, mut bob) = two(&server, &store).await;
+    store.fail(500);
+    for n in 0..40 {
+        alice
+            .send(&format!("M{n}"), "15550000002", &format!("{n}"))
+            .await;
+        if n % 2 == 0 {
+            bob.send(&format!("R{n}"), "15550000001", "meanwhile").await;
+        }
+    }
+    for n in 0..40 {
+        assert_eq!(bob.message().await.text, Some(n.to_string()));
+    }
+    store.fail(0);
+    assert_eq!(alice.end().await, End::Shutdown);
+    assert_eq!(bob.end().await, End::Shutdown);
+    assert_clean(&server);
+}
+
+/// Shorter than a lease: nobody notices but those who wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_short_outage_of_the_store_does_not_cost_the_connection() {
+    let server = service().await;
+    let store = BadLine::new();
+    let (alice, mut bob) = two(&server, &store).await;
+    let logins = || -> usize {
+        server
+            .service()
+            .lock()
+            .unwrap()
+            .books()
+            .devices()
+            .map(|(_, device)| device.connections.len())
+            .sum()
+    };
+    let before = logins();
+    store.fail(1000);
+    let sending = tokio::spawn({
+        let account = alice.account.clone();
+        async move {
+            account
+                .send(crate::support::request("LATE", "15550000002", "hello"))
+                .await
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert!(
+        !sending.is_finished(),
+        "what is not durable is not promised"
+    );
+    store.fail(0);
+    assert_eq!(sending.await.unwrap().unwrap(), "LATE");
+    assert_eq!(bob.message().await.text.as_deref(), Some("hello"));
+    assert_eq!(logins(), before);
+    assert_clean(&server);
+}
+
+/// Longer than a lease: owners stop by their own clock and come back by themselves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_outage_of_the_store_stops_owners_until_it_is_over() {
+    let server = service().await;
+    let store = BadLine::new();
+    let (mut alice, mut bob) = two(&server, &store).await;
+    store.fail(1000);
+    for owner in [&mut alice, &mut bob] {
+        let why = owner
+            .until(|item| match item {
+                Item::Ownership(Ownership::Stopped(why)) => Some(why.clone()),
+                _ => None,
+            })
+            .await;
+        assert_eq!(why, StopReason::LeaseExpired);
+    }
+    // The service queues what the phones write meanwhile.
+    server
+        .with(|service, now| {
+            service.phone_send("15550000001", "15550000002", "while you were out", now)
+        })
+        .unwrap();
+    store.fail(0);
+    assert_eq!(
+        bob.message().await.text.as_deref(),
+        Some("while you were out")
+    );
+    alice.send("BACK", "15550000002", "back again").await;
+    assert_eq!(bob.message().await.text.as_deref(), Some("back again"));
+    assert_clean(&server);
+}
+
+/// The connection is cut again and again in the middle of traffic.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cut_connections_lose_nothing() {
+    use sim::service::{DeviceId, faults::Fault};
+    let server = service().await;
+    let store = BadLine::new();
+    let (alice, mut bob) = two(&server, &store).await;
+    for n in 0..60 {
+        alice
+            .send(&format!("M{n}"), "15550000002", &n.to_string())
+            .await;
+        if n % 6 == 5 {
+            let device = DeviceId::new(
+                if n % 12 == 5 {
+                    "15550000001"
+                } else {
+                    "15550000002"
+                },
+                1,
+            );
+            server.with(|service, now| service.fault(Fault::Close { device }, now));
+        }
+    }
+    for n in 0..60 {
+        assert_eq!(bob.message().await.text, Some(n.to_string()));
+    }
+    assert_eq!(alice.end().await, End::Shutdown);
+    assert_eq!(bob.end().await, End::Shutdown);
+    assert_clean(&server);
+}

@@ -1,0 +1,121 @@
+//! A world with trouble in it, drawn from a seed: owners killed in the middle of anything, connections cut, slow stores,
+//! a service that damages, loses and withholds. Then everything heals, and the judge compares the books.
+
+use super::{Options, Step, Verdict, World, judge};
+use crate::service::{DeviceId, faults::Fault};
+use baton_core::crypto::Rng;
+
+const SECOND: u64 = 1_000_000;
+
+/// Long enough for every retry, time-out and backoff to have had its turn after the last trouble.
+const REST: u64 = 240 * SECOND;
+
+/// Texts in all directions over `span` microseconds.
+pub fn talk(world: &mut World, rng: &mut Rng, texts: u64, span: u64) {
+    let count = world.accounts.len();
+    for n in 0..texts {
+        let from = index(rng, count);
+        let to = (from + 1 + index(rng, count - 1)) % count;
+        world.plan_text(n * span / texts, from, to, &format!("text {n}"));
+    }
+}
+
+fn index(rng: &mut Rng, count: usize) -> usize {
+    usize::try_from(rng.below(count as u64)).unwrap_or(0)
+}
+
+/// Lets the world come to rest and asks the judge.
+pub fn rest(world: &mut World) -> Verdict {
+    world.run(world.now.0 + REST);
+    judge(world)
+}
+
+/// The plan of a seed, before anything of it has happened: a linked world with texts and trouble ahead.
+#[must_use]
+pub fn prepare(seed: u64) -> (World, Plan) {
+    let mut bytes = [0xc4; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let mut rng = Rng::from_seed(bytes);
+    let accounts = 2 + index(&mut rng, 3);
+    let store = (100, 1 + 5_000 * (1 + rng.below(8)));
+    let mut world = World::new(Options {
+        seed,
+        accounts,
+        store,
+        ..Options::default()
+    });
+    world.link_all();
+    let texts = 30 + rng.below(60);
+    talk(&mut world, &mut rng.fork("texts"), texts, 8 * SECOND);
+    let mut plan = Plan {
+        accounts,
+        texts,
+        steps: Vec::new(),
+    };
+    for _ in 0..rng.below(8) {
+        let account = index(&mut rng, accounts);
+        let device = DeviceId::new(&world.accounts[account].phone, 1);
+        let count = 1 + u32::try_from(rng.below(3)).unwrap_or(0);
+        let step = match rng.below(12) {
+            0..4 => Step::Crash {
+                account,
+                pause: rng.below(3 * SECOND),
+            },
+            4 | 5 => Step::Cut { account },
+            6 => Step::Slow {
+                account,
+                by: rng.below(SECOND),
+            },
+            7 => Step::Fault(Fault::Corrupt { device, count }),
+            8 => Step::Fault(Fault::Drop { device, count }),
+            9 => Step::Fault(Fault::WithholdAck { device, count }),
+            10 => Step::Fault(Fault::IgnoreIq { device, count }),
+            _ => Step::Fault(Fault::Close { device }),
+        };
+        plan.steps.push((rng.below(9 * SECOND), step));
+    }
+    for (at, step) in &plan.steps {
+        world.plan(*at, step.clone());
+    }
+    // Then everything heals, and what was lost on the way comes again on a new connection.
+    world.plan(11 * SECOND, Step::Heal);
+    for account in 0..accounts {
+        world.plan(12 * SECOND, Step::Slow { account, by: 0 });
+        world.plan(13 * SECOND, Step::Cut { account });
+    }
+    (world, plan)
+}
+
+/// What a seed has in store, as data.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// How many accounts.
+    pub accounts: usize,
+    /// How many texts.
+    pub texts: u64,
+    /// When (microseconds after everybody is linked) and what.
+    pub steps: Vec<(u64, Step)>,
+}
+
+impl Plan {
+    /// A ciphertext that is damaged or lost on the way comes later, and what was sent after it does not wait for it.
+    fn keeps_order(&self) -> bool {
+        !self.steps.iter().any(|(_, step)| {
+            matches!(
+                step,
+                Step::Fault(Fault::Corrupt { .. } | Fault::Drop { .. })
+            )
+        })
+    }
+}
+
+/// Runs a seed to its end.
+#[must_use]
+pub fn chaos(seed: u64) -> (World, Plan, Verdict) {
+    let (mut world, plan) = prepare(seed);
+    let mut verdict = rest(&mut world);
+    if !plan.keeps_order() {
+        verdict.reordered = 0;
+    }
+    (world, plan, verdict)
+}
