@@ -459,6 +459,43 @@ fn values_that_the_tables_refuse_concern_their_batch_alone() {
     }
 }
 
+/// What the server can say in the middle of a commit, and what a caller has to do about it.
+#[test]
+fn every_complaint_of_the_server_is_an_instruction() {
+    let Some(db) = Db::new() else { return };
+    db.sql(
+        "CREATE FUNCTION complain() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+           IF NEW.record <> 'fine' THEN
+             RAISE EXCEPTION 'the server complains' USING ERRCODE = convert_from(NEW.record, 'UTF8');
+           END IF;
+           RETURN NEW;
+         END $$;
+         CREATE TRIGGER complain BEFORE INSERT ON baton_event_buffer FOR EACH ROW EXECUTE FUNCTION complain()",
+    );
+    let store = db.open();
+    let mut owner = Owner::create(&store, "acme", "main");
+    let unavailable = [
+        "40001", "40P01", "53200", "53300", "55P03", "57014", "57P01", "57P02", "57P03", "58030",
+        "25006", "08006",
+    ];
+    let refused = ["53100", "XX001", "42501", "42P01", "0A000"];
+    let rejected = ["22001", "23514", "54000"];
+    for code in unavailable.into_iter().chain(refused).chain(rejected) {
+        let before = owner.seq;
+        let answer = owner.commit(code);
+        let fits = match &answer {
+            Err(StoreError::Unavailable(_)) => unavailable.contains(&code),
+            Err(StoreError::Refused(_)) => refused.contains(&code),
+            Ok(Outcome::Rejected(_)) => rejected.contains(&code),
+            _ => false,
+        };
+        assert!(fits, "{code}: {answer:?}");
+        // Nothing has been written, and the next one goes through.
+        owner.seq = before;
+        assert_eq!(owner.commit("fine"), Ok(Outcome::Committed), "after {code}");
+    }
+}
+
 #[test]
 fn a_deleted_account_takes_everything_with_it_and_nothing_any_more() {
     let Some(db) = Db::new() else { return };

@@ -108,3 +108,32 @@ baton_core::store_conformance!(match Pooled::new() {
     Some(pooled) => pooled,
     None => return,
 });
+
+/// Limits and tenants are set in each transaction: behind a pooler there is no session to keep them.
+#[test]
+fn limits_hold_behind_a_pooler() {
+    use crate::rows::Owner;
+    use baton_core::state::{StoreError, conformance::block_on};
+    use sqlx::{Connection as _, Executor as _};
+    let Some(pooled) = Pooled::new() else { return };
+    let Some((cluster, _)) = POOLER.as_ref() else {
+        return;
+    };
+    let store = pooled.open();
+    let mut owner = Owner::create(&store, "acme", "main");
+    let mut other = RUNTIME
+        .block_on(sqlx::PgConnection::connect(&cluster.url(&pooled.database)))
+        .unwrap();
+    let lock = "BEGIN; SELECT 1 FROM baton_fence FOR UPDATE";
+    RUNTIME
+        .block_on(other.execute(sqlx::raw_sql(lock)))
+        .unwrap();
+    let started = Instant::now();
+    let batch = owner.batch("x");
+    let answer = block_on(store.commit(vec![batch]));
+    assert!(
+        matches!(&answer, Err(StoreError::Unavailable(why)) if why.contains("locked")),
+        "{answer:?}"
+    );
+    assert!(started.elapsed() < options().deadline);
+}
