@@ -4,6 +4,8 @@
 //! directory (`TMPDIR` chooses the disk; in a tmpfs a sync costs nothing and the numbers say little), reached by its
 //! socket: a network adds its round trip to every statement.
 //!
+//! Names begin with `postgres`, so that results are not compared with those of another store.
+//!
 //! * `sync`: one page appended to a file and synced: the floor under any durable commit.
 //! * `insert`: one row of 400 bytes into a plain table, committed, from one connection.
 //! * `accounts/n`: n accounts commit what receiving a message writes, all at once, as separate calls of one store. One
@@ -78,7 +80,7 @@ fn open(cluster: &Cluster) -> PgStore {
 fn floors(criterion: &mut Criterion, cluster: &Cluster) {
     let directory = tempfile::tempdir().expect("a directory");
     let mut file = File::create(directory.path().join("log")).expect("a file");
-    criterion.bench_function("sync", |bench| {
+    criterion.bench_function("postgres sync", |bench| {
         bench.iter(|| {
             file.write_all(&[7; 4096]).expect("write");
             file.sync_data().expect("sync");
@@ -92,7 +94,7 @@ fn floors(criterion: &mut Criterion, cluster: &Cluster) {
     let mut connection = RUNTIME
         .block_on(sqlx::PgConnection::connect(&cluster.url(&database)))
         .expect("connect");
-    criterion.bench_function("insert", |bench| {
+    criterion.bench_function("postgres insert", |bench| {
         bench.iter(|| {
             let insert =
                 sqlx::query("INSERT INTO plain (record) VALUES ($1)").bind(vec![7_u8; 400]);
@@ -104,7 +106,7 @@ fn floors(criterion: &mut Criterion, cluster: &Cluster) {
 }
 
 fn accounts(criterion: &mut Criterion, cluster: &Cluster) {
-    let mut group = criterion.benchmark_group("accounts");
+    let mut group = criterion.benchmark_group("postgres accounts");
     for count in [1_usize, 8, 64, 512, 2048] {
         let store = open(cluster);
         let mut owners: Vec<_> = (0..count)
@@ -135,7 +137,7 @@ fn accounts(criterion: &mut Criterion, cluster: &Cluster) {
 }
 
 fn rows(criterion: &mut Criterion, cluster: &Cluster) {
-    let mut group = criterion.benchmark_group("rows");
+    let mut group = criterion.benchmark_group("postgres rows");
     for count in [1_u32, 10, 100, 1000] {
         let store = open(cluster);
         let mut owner = Owner::create(&store, "acme", "main");
@@ -158,7 +160,7 @@ fn load(criterion: &mut Criterion, cluster: &Cluster) {
     let mut owner = Owner::create(&store, "acme", "main");
     let batch = batch(&mut owner, (1..=1000).map(|n| (Key::PreKey(n), 1500)));
     block_on(store.commit(vec![batch])).expect("commit");
-    criterion.bench_function("load", |bench| {
+    criterion.bench_function("postgres load", |bench| {
         bench.iter(|| {
             let keys = [3, 500, 77, 998, 1].map(Key::PreKey).to_vec();
             black_box(block_on(store.load(&owner.id, keys)).expect("load"))
@@ -167,7 +169,7 @@ fn load(criterion: &mut Criterion, cluster: &Cluster) {
 }
 
 fn renew(criterion: &mut Criterion, cluster: &Cluster) {
-    let mut group = criterion.benchmark_group("renew");
+    let mut group = criterion.benchmark_group("postgres renew");
     for count in [1_usize, 1000] {
         let store = open(cluster);
         let leases: Vec<_> = (0..count)

@@ -169,7 +169,7 @@ pub(crate) async fn prepare(pool: &Arc<Pool>, options: &Options) -> Result<Serve
     let timeline = match probe.await {
         Ok(_) => true,
         Err(error) => {
-            tracing::warn!(why = %explain(&error), "the server does not tell its timeline: after a failover that loses commits an epoch may be given twice");
+            tracing::warn!(why = %explain(&error), "the server does not tell its timeline: a failover that loses commits may give an epoch twice");
             false
         }
     };

@@ -112,8 +112,8 @@ struct Inner {
 }
 
 impl PgStore {
-    /// Opens the database at `url`: `postgres://user:password@host:port/database?…`, several hosts separated by commas.
-    /// Of several, the one that can write is used, also after they have changed places.
+    /// Opens the database at `url`: `postgres://user:password@host:port/database?…`, several hosts separated by
+    /// commas. Of several, the one that can write is used, also after they have changed places.
     ///
     /// Checks that the server can be relied on and brings the schema up to date. Has to be called in a tokio runtime,
     /// which the store then lives in.

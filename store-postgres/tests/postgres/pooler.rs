@@ -113,7 +113,7 @@ baton_core::store_conformance!(match Pooled::new() {
 #[test]
 fn limits_hold_behind_a_pooler() {
     use crate::rows::Owner;
-    use baton_core::state::{StoreError, conformance::block_on};
+    use baton_core::state::{Store, StoreError, conformance::block_on};
     use sqlx::{Connection as _, Executor as _};
     let Some(pooled) = Pooled::new() else { return };
     let Some((cluster, _)) = POOLER.as_ref() else {
