@@ -6,17 +6,14 @@
 use crate::{
     migrate::{self, OpenError},
     presence::{Presence, hex},
+    rows,
     schema::{self, statements},
 };
 use baton_core::state::{
     AccountId, AccountInfo, Batch, BusinessId, Claim, Epoch, Incarnation, Key, Lease, MessageId,
     Micros, Outcome, Record, Renewal, Row, Scan, Seq, StoreError, Table, UnixMillis, rules,
 };
-use bytes::Bytes;
-use rusqlite::{
-    Connection, ErrorCode, OptionalExtension as _, params,
-    types::{Type, ValueRef},
-};
+use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params, types::Type};
 use std::{path::Path, time::Duration};
 
 /// One connection to a database of accounts.
@@ -120,7 +117,7 @@ impl Database {
         self.read(|connection| {
             let mut rows = Vec::with_capacity(keys.len());
             for key in keys {
-                rows.push(get(connection, account, key)?);
+                rows.push(rows::get(connection, account, key)?);
             }
             // An account with a row exists: only a load that finds nothing has to ask.
             if rows.iter().all(|row| *row == Row::Absent) {
@@ -134,7 +131,7 @@ impl Database {
     pub fn scan(&self, account: &AccountId, scan: &Scan) -> Result<Vec<(Key, Row)>, StoreError> {
         rules::cursor(scan.table, scan.after.as_ref())?;
         self.read(|connection| {
-            let rows = scan_table(connection, account, scan)?;
+            let rows = rows::scan(connection, account, scan)?;
             if rows.is_empty() {
                 fence(connection, account)?;
             }
@@ -154,9 +151,9 @@ impl Database {
                  FROM baton_device JOIN baton_fence USING (business_id, device_id) \
                  WHERE business_id = ?1 ORDER BY name",
             )?;
-            let mut rows = statement.query([business.as_str()])?;
+            let mut found = statement.query([business.as_str()])?;
             let mut accounts = Vec::new();
-            while let Some(row) = rows.next()? {
+            while let Some(row) = found.next()? {
                 let holder: Option<String> = row.get(3)?;
                 let expires: Option<i64> = row.get(4)?;
                 accounts.push(AccountInfo {
@@ -169,7 +166,7 @@ impl Database {
                     holder: holder
                         .filter(|_| expires.is_some_and(|at| now.0 < at))
                         .and_then(|hex| unhex(&hex)),
-                    device: read(row.get_ref(5)?),
+                    device: rows::content(row.get_ref(5)?),
                 });
             }
             Ok(accounts)
@@ -449,10 +446,10 @@ impl Transaction<'_> {
         rules::key(&key)?;
         rules::record(Table::Mailbox, request)?;
         fence(self.connection, account)?;
-        if get(self.connection, account, &key)? != Row::Absent {
+        if rows::get(self.connection, account, &key)? != Row::Absent {
             return Ok(false);
         }
-        put(self.connection, account, &key, request, at)?;
+        rows::put(self.connection, account, &key, request, at)?;
         Ok(true)
     }
 
@@ -541,8 +538,8 @@ fn apply(connection: &Connection, batch: &Batch) -> Result<Outcome, Failure> {
     }
     for (key, record) in &batch.rows {
         match record {
-            Some(record) => put(connection, &batch.account, key, record, batch.at)?,
-            None => delete(connection, &batch.account, key)?,
+            Some(record) => rows::put(connection, &batch.account, key, record, batch.at)?,
+            None => rows::delete(connection, &batch.account, key)?,
         }
     }
     Ok(Outcome::Committed)
@@ -567,113 +564,6 @@ fn why_not(connection: &Connection, batch: &Batch) -> Result<Outcome, Failure> {
             batch.seq.0, applied.0
         ))
     })
-}
-
-fn get(connection: &Connection, account: &AccountId, key: &Key) -> Result<Row, Failure> {
-    let mut statement = connection.prepare_cached(&statements(key.table()).get)?;
-    bind_account(&mut statement, account)?;
-    schema::bind(&mut statement, 3, key)?;
-    let mut rows = statement.raw_query();
-    Ok(match rows.next()? {
-        Some(row) => read(row.get_ref(0)?),
-        None => Row::Absent,
-    })
-}
-
-fn put(
-    connection: &Connection,
-    account: &AccountId,
-    key: &Key,
-    record: &Record,
-    at: UnixMillis,
-) -> Result<(), Failure> {
-    let mut statement = connection.prepare_cached(&statements(key.table()).put)?;
-    bind_account(&mut statement, account)?;
-    statement.raw_bind_parameter(3, &record.0[..])?;
-    statement.raw_bind_parameter(4, at.0)?;
-    schema::bind(&mut statement, 5, key)?;
-    statement.raw_execute()?;
-    Ok(())
-}
-
-fn delete(connection: &Connection, account: &AccountId, key: &Key) -> Result<(), Failure> {
-    let mut statement = connection.prepare_cached(&statements(key.table()).delete)?;
-    bind_account(&mut statement, account)?;
-    schema::bind(&mut statement, 3, key)?;
-    statement.raw_execute()?;
-    Ok(())
-}
-
-/// SQL gives rows in the order of the leading user part; those that share one are put in the order of [`Key`] here.
-/// Rows are read as they are needed, so a page costs a page and the rest of one user.
-fn scan_table(
-    connection: &Connection,
-    account: &AccountId,
-    scan: &Scan,
-) -> Result<Vec<(Key, Row)>, Failure> {
-    let limit = scan.limit as usize;
-    let sql = statements(scan.table);
-    let mut statement;
-    match &scan.after {
-        None => {
-            statement = connection.prepare_cached(&sql.scan)?;
-            bind_account(&mut statement, account)?;
-        }
-        Some(key) => {
-            statement = connection.prepare_cached(&sql.scan_from)?;
-            bind_account(&mut statement, account)?;
-            schema::bind_ordered(&mut statement, 3, key)?;
-        }
-    }
-    let mut rows = statement.raw_query();
-    let mut found: Vec<(Key, Row)> = Vec::new();
-    // Where the rows that share a user with the last one begin.
-    let mut group = 0;
-    while let Some(row) = rows.next()? {
-        let Some(key) = schema::read_key(scan.table, row) else {
-            let why = format!(
-                "table {} has a row whose key cannot be read",
-                scan.table.name()
-            );
-            return Err(StoreError::Refused(why).into());
-        };
-        let same = match (schema::leading_user(&key), found.last()) {
-            (Some(user), Some((last, _))) => schema::leading_user(last) == Some(user),
-            _ => false,
-        };
-        if !same {
-            found[group..].sort_by(|a, b| a.0.cmp(&b.0));
-            if found.len() >= limit {
-                break;
-            }
-            group = found.len();
-        }
-        if scan.after.as_ref().is_none_or(|after| key > *after) {
-            let content = read(row.get_ref(0)?);
-            found.push((key, content));
-        }
-    }
-    found[group..].sort_by(|a, b| a.0.cmp(&b.0));
-    found.truncate(limit);
-    Ok(found)
-}
-
-fn bind_account(
-    statement: &mut rusqlite::Statement<'_>,
-    account: &AccountId,
-) -> rusqlite::Result<()> {
-    statement.raw_bind_parameter(1, account.business.as_str())?;
-    statement.raw_bind_parameter(2, schema::number(account.device))
-}
-
-/// The tables are STRICT, so a record of another type means that the file was damaged or edited.
-fn read(value: ValueRef<'_>) -> Row {
-    match value {
-        ValueRef::Blob(bytes) => Row::Present(Record(Bytes::copy_from_slice(bytes))),
-        // Only the device row has a record that may be missing.
-        ValueRef::Null => Row::Absent,
-        _ => Row::Corrupt,
-    }
 }
 
 /// Runs `call` so that it leaves nothing behind if it fails.

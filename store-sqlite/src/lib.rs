@@ -14,6 +14,7 @@ mod migrate;
 mod oneshot;
 mod presence;
 mod queue;
+mod rows;
 mod schema;
 mod store;
 #[cfg(test)]

@@ -77,17 +77,24 @@ pub(crate) fn hex(who: Incarnation) -> String {
 }
 
 fn is_dead(path: &Path) -> bool {
-    let file = match OpenOptions::new().read(true).write(true).open(path) {
-        Ok(file) => file,
-        Err(error) => return error.kind() == io::ErrorKind::NotFound,
-    };
-    match file.try_lock() {
-        Ok(()) => {
-            // Under the lock, so that nobody who comes to life meanwhile keeps a lock on a removed file unknowingly.
-            let _ = fs::remove_file(path);
-            true
+    loop {
+        let file = match OpenOptions::new().read(true).write(true).open(path) {
+            Ok(file) => file,
+            Err(error) => return error.kind() == io::ErrorKind::NotFound,
+        };
+        match file.try_lock() {
+            // Only whoever has the lock on the very file that is there may remove it: another sweeper may have been
+            // faster, and a living holder may have put a new one in its place.
+            Ok(()) => match is_at(&file, path) {
+                Ok(true) => {
+                    let _ = fs::remove_file(path);
+                    return true;
+                }
+                Ok(false) => {}
+                Err(_) => return false,
+            },
+            Err(TryLockError::WouldBlock | TryLockError::Error(_)) => return false,
         }
-        Err(TryLockError::WouldBlock | TryLockError::Error(_)) => false,
     }
 }
 

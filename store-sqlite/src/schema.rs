@@ -94,8 +94,12 @@ fn make(table: Table) -> Statements {
         // The account's own row exists before its record does, and outlives it.
         let get = format!("SELECT record FROM {name} WHERE {mine}");
         return Statements {
-            put: format!("UPDATE {name} SET record = ?3, written_at = ?4 WHERE {mine}"),
-            delete: format!("UPDATE {name} SET record = NULL, written_at = NULL WHERE {mine}"),
+            put: format!(
+                "UPDATE {name} SET record = ?3, written_at = ?4, jid = ?5, lid = ?6 WHERE {mine}"
+            ),
+            delete: format!(
+                "UPDATE {name} SET record = NULL, written_at = NULL, jid = NULL, lid = NULL WHERE {mine}"
+            ),
             scan: format!("{get} AND record IS NOT NULL"),
             scan_from: format!("{get} AND record IS NOT NULL"),
             retain: String::new(),

@@ -90,7 +90,8 @@ struct Inner {
     clock: Arc<dyn Fn() -> UnixMillis + Send + Sync>,
     writes: Arc<Queue<Box<dyn WriteJob>>>,
     reads: Arc<Queue<Box<dyn ReadJob>>>,
-    threads: Vec<JoinHandle<()>>,
+    readers: Vec<JoinHandle<()>>,
+    writer: Option<JoinHandle<()>>,
 }
 
 /// Work done in one transaction at most; bounds how long the first caller waits for the last.
@@ -105,18 +106,20 @@ impl SqliteStore {
             path: path.to_owned(),
             writes: Queue::new(options.queue),
             reads: Queue::new(options.queue),
-            threads: Vec::new(),
+            readers: Vec::new(),
+            writer: None,
             clock: Arc::clone(&clock),
         };
         let writer = Database::open(path, options.busy, options.presence, clock())?;
         let queue = Arc::clone(&inner.writes);
-        inner.spawn("baton-write", move || {
-            write_loop(writer, &Worker(queue), &*clock)
-        })?;
+        inner.writer = Some(spawn(path, "baton-write", move || {
+            write_loop(writer, &Worker(queue), &*clock);
+        })?);
         for _ in 0..options.readers.max(1) {
             let reader = Database::open_reader(path, options.busy)?;
             let queue = Arc::clone(&inner.reads);
-            inner.spawn("baton-read", move || read_loop(&reader, &queue))?;
+            let body = move || read_loop(&reader, &queue);
+            inner.readers.push(spawn(path, "baton-read", body)?);
         }
         Ok(Self {
             inner: Arc::new(inner),
@@ -313,26 +316,30 @@ impl fmt::Debug for SqliteStore {
     }
 }
 
-impl Inner {
-    fn spawn(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
-        let thread = thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(body)
-            .map_err(|error| OpenError::from_io(&self.path, &error))?;
-        self.threads.push(thread);
-        Ok(())
-    }
+fn spawn(
+    path: &Path,
+    name: &str,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, OpenError> {
+    let thread = thread::Builder::new().name(name.to_owned()).spawn(body);
+    thread.map_err(|error| OpenError::from_io(path, &error))
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.writes.close();
+        // Readers first: the connection that closes last, alone, copies the log into the file and removes it.
         self.reads.close();
-        for thread in self.threads.drain(..) {
-            // An answer may wake a task that holds the last handle, and drop it there: a thread cannot join itself.
-            if thread.thread().id() != thread::current().id() {
-                let _ = thread.join();
-            }
+        join(self.readers.drain(..));
+        self.writes.close();
+        join(self.writer.take());
+    }
+}
+
+fn join(threads: impl IntoIterator<Item = JoinHandle<()>>) {
+    for thread in threads {
+        // An answer may wake a task that holds the last handle, and drop it there: a thread cannot join itself.
+        if thread.thread().id() != thread::current().id() {
+            let _ = thread.join();
         }
     }
 }

@@ -240,3 +240,64 @@ fn the_core_runs_without_threads() {
     let listed = database.accounts(&business(), UnixMillis(6)).unwrap();
     assert_eq!(listed[0].holder, Some(Incarnation(1)));
 }
+
+/// The addresses of an account stand in columns of their own, for people who look into the file.
+#[test]
+fn the_addresses_of_an_account_can_be_read_in_sql() {
+    use baton_core::{proto::record, state::codec};
+    let key = || Some(vec![7; 32]);
+    let row = |jid: Option<&str>, lid: Option<&str>| {
+        codec::encode(&record::Device {
+            noise_private: key(),
+            identity_private: key(),
+            adv_secret: key(),
+            registration_id: Some(1),
+            signed_pre_keys: vec![record::SignedPreKey {
+                id: Some(1),
+                private: key(),
+                signature: Some(vec![0; 64]),
+                made_at: None,
+            }],
+            jid: jid.map(str::to_owned),
+            lid: lid.map(str::to_owned),
+            ..record::Device::default()
+        })
+    };
+    let (jid, lid) = ("15550000001:2@s.whatsapp.net", "100000000000001:2@lid");
+    let harness = OnDisk::new();
+    let store = harness.open();
+    let account = block_on(store.create_account(&business(), "main")).unwrap();
+    let claim = block_on(store.claim(&account, Incarnation(1), Micros::from_secs(60))).unwrap();
+    let epoch = granted(claim);
+    let addresses = || -> (Option<String>, Option<String>) {
+        Connection::open(harness.path())
+            .unwrap()
+            .query_row("SELECT jid, lid FROM baton_device", [], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .unwrap()
+    };
+    let steps = [
+        (Some(row(None, None)), (None, None)),
+        (
+            Some(row(Some(jid), Some(lid))),
+            (Some(jid.to_owned()), Some(lid.to_owned())),
+        ),
+        // Not a row of this release.
+        (Some(Record(Bytes::from_static(b"\xff"))), (None, None)),
+        (Some(row(Some(jid), None)), (Some(jid.to_owned()), None)),
+        (None, (None, None)),
+    ];
+    for (seq, (row, expected)) in (1..).zip(steps) {
+        let batch = Batch {
+            account: account.clone(),
+            epoch,
+            seq: baton_core::state::Seq(seq),
+            at: UnixMillis(1),
+            rows: [(Key::Device, row)].into(),
+        };
+        let outcomes = block_on(store.commit(vec![batch])).unwrap();
+        assert_eq!(outcomes, [baton_core::state::Outcome::Committed]);
+        assert_eq!(addresses(), expected);
+    }
+}

@@ -158,6 +158,39 @@ fn a_full_disk_refuses_the_large_and_takes_the_small() {
     assert_eq!(again, Ok(vec![Outcome::Committed]));
 }
 
+/// The rules of the core come first, so it takes a trigger to make a table refuse a row in the middle of a batch.
+#[test]
+fn what_a_table_refuses_is_rejected_alone() {
+    let harness = OnDisk::new();
+    let store = harness.open();
+    let id = block_on(store.create_account(&business(), "main")).unwrap();
+    let other = block_on(store.create_account(&business(), "other")).unwrap();
+    let epoch = granted(block_on(store.claim(&id, Incarnation(1), HOUR)).unwrap());
+    granted(block_on(store.claim(&other, Incarnation(1), HOUR)).unwrap());
+    let connection = Connection::open(harness.path()).unwrap();
+    let trigger =
+        "CREATE TRIGGER no BEFORE INSERT ON baton_outbox BEGIN SELECT RAISE(ABORT, 'no'); END";
+    connection.execute(trigger, []).unwrap();
+
+    let refused = [(Key::Counters, vec![1]), (Key::Outbox("m".into()), vec![1])];
+    let call = vec![
+        batch(&other, epoch, 1, [(Key::Counters, vec![1])]),
+        batch(&id, epoch, 1, refused),
+        batch(&id, epoch, 1, [(Key::PreKey(1), vec![1])]),
+        batch(&other, epoch, 2, [(Key::PreKey(1), vec![1])]),
+    ];
+    let outcomes = block_on(store.commit(call)).unwrap();
+    assert!(matches!(outcomes[1], Outcome::Rejected(_)), "{outcomes:?}");
+    for n in [0, 2, 3] {
+        assert_eq!(outcomes[n], Outcome::Committed, "batch {n}");
+    }
+    let rows = block_on(store.load(&id, vec![Key::Counters, Key::PreKey(1)])).unwrap();
+    assert_eq!(
+        rows,
+        [Row::Absent, Row::Present(Record(Bytes::from_static(&[1])))]
+    );
+}
+
 #[test]
 fn a_locked_database_is_unavailable_and_comes_back() {
     let harness = OnDisk::new();
@@ -232,27 +265,38 @@ fn a_damaged_file_is_refused_with_a_sentence() {
         block_on(store.commit(vec![batch(&id, epoch, 1, rows)])).unwrap();
         id
     };
-    // Everything is in the main file now. Spare the first page and the schema, ruin the rest.
-    let mut bytes = fs::read(harness.path()).unwrap();
+    assert!(!fs::exists(format!("{}-wal", harness.path().display())).unwrap());
+    // The last to close has copied the log into the file. Ruin the first page of one table.
     let root: u32 = {
         let connection = Connection::open(harness.path()).unwrap();
         let sql = "SELECT rootpage FROM sqlite_schema WHERE name = 'baton_pre_keys'";
         connection.query_row(sql, [], |row| row.get(0)).unwrap()
     };
+    let mut bytes = fs::read(harness.path()).unwrap();
     let root = root as usize;
     bytes[(root - 1) * 4096..root * 4096].fill(0x55);
     fs::write(harness.path(), bytes).unwrap();
+
     let store = harness.open();
-    let answer = block_on(store.load(&id, vec![Key::PreKey(1)]));
+    let damaged = StoreError::Refused("the database file is damaged: restore a backup".to_owned());
     assert_eq!(
-        answer,
-        Err(StoreError::Refused(
-            "the database file is damaged: restore a backup".to_owned()
-        ))
+        block_on(store.load(&id, vec![Key::PreKey(1)])),
+        Err(damaged.clone())
     );
-    // Other tables are still there.
+    let epoch = granted(block_on(store.claim(&id, Incarnation(1), HOUR)).unwrap());
+    let rows = [(Key::Counters, vec![1]), (Key::PreKey(1), vec![1])];
+    assert_eq!(
+        block_on(store.commit(vec![batch(&id, epoch, 2, rows)])),
+        Err(damaged)
+    );
+    // Other tables are still there, and can be written under the same number.
     assert_eq!(
         block_on(store.load(&id, vec![Key::Counters])),
         Ok(vec![Row::Absent])
+    );
+    let again = batch(&id, epoch, 2, [(Key::Counters, vec![2])]);
+    assert_eq!(
+        block_on(store.commit(vec![again])),
+        Ok(vec![Outcome::Committed])
     );
 }

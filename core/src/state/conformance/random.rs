@@ -1,6 +1,6 @@
 //! Random histories against a model.
 //!
-//! The model says what [`Store`] promises in as few words as possible. A history is a list of `Step`s drawn from a
+//! The model says what [`Store`] promises in as few words as possible. A history is a list of steps drawn from a
 //! seed; it is played on the model and on the store, every answer is compared, and at the end every row is. A history
 //! that disagrees is shortened before it is shown, so what a failing test prints is what to look at.
 //!

@@ -150,18 +150,25 @@ pub async fn writing_again_replaces_and_deleting_removes<H: Harness>(harness: H)
     let store = harness.open();
     let mut owner = Owner::create(&store, &business("acme"), "main").await;
     for &table in Table::ALL {
-        for key in samples::keys(table) {
-            owner.write([(key.clone(), Some(record("one")))]).await;
-            owner.write([(key.clone(), Some(record("two")))]).await;
-            assert_eq!(
-                owner.load(&key).await,
-                Row::Present(record("two")),
-                "{key:?}"
-            );
-            owner.write([(key.clone(), None)]).await;
-            assert_eq!(owner.load(&key).await, Row::Absent, "{key:?}");
-            owner.write([(key.clone(), None)]).await;
+        let keys = samples::keys(table);
+        let all = |content: Option<Record>| {
+            keys.clone()
+                .into_iter()
+                .map(move |key| (key, content.clone()))
+        };
+        owner.write(all(Some(record("one")))).await;
+        owner.write(all(Some(record("two")))).await;
+        for (key, row) in keys.iter().zip(load(&store, &owner.id, keys.clone()).await) {
+            assert_eq!(row, Row::Present(record("two")), "{key:?}");
         }
+        // One goes alone and takes no other with it.
+        let victim = keys[keys.len() / 3].clone();
+        owner.write([(victim.clone(), None)]).await;
+        for (key, row) in keys.iter().zip(load(&store, &owner.id, keys.clone()).await) {
+            assert_eq!(row == Row::Absent, *key == victim, "{key:?} is {row:?}");
+        }
+        owner.write(all(None)).await;
+        owner.write(all(None)).await;
         assert_eq!(owner.table(table).await, [], "{}", table.name());
     }
 }
@@ -426,23 +433,24 @@ pub async fn retention_is_bounded_and_by_age<H: Harness>(harness: H) {
         },
     };
     for table in [Table::Seen, Table::Sent, Table::MessageSecret] {
-        for (owner, newest) in [(&mut owner, 9), (&mut neighbour, 1)] {
-            for n in (0..=newest).rev() {
+        // The later in the table and the later written, the older: age is what the batch says, nothing else.
+        for (owner, oldest) in [(&mut owner, 9), (&mut neighbour, 1)] {
+            for n in 0..=oldest {
                 let mut batch = owner.batch([(key(table, n), Some(record("row")))]);
-                batch.at = UnixMillis(1000 + i64::from(n));
+                batch.at = UnixMillis(1009 - i64::from(n));
                 assert_eq!(commit(&store, [batch]).await, [Outcome::Committed]);
             }
         }
         // Written again: young again.
-        let mut batch = owner.batch([(key(table, 0), Some(record("row")))]);
+        let mut batch = owner.batch([(key(table, 9), Some(record("row")))]);
         batch.at = UnixMillis(2000);
         assert_eq!(commit(&store, [batch]).await, [Outcome::Committed]);
 
         let retain = |before, limit| store.retain(&owner.id, table, UnixMillis(before), limit);
-        assert_eq!(retain(1000, 100).await, Ok(0), "nothing is that old");
+        assert_eq!(retain(1001, 100).await, Ok(0), "nothing is that old");
         assert_eq!(retain(1006, 0).await, Ok(0), "no more than asked for");
         assert_eq!(retain(1006, 2).await, Ok(2), "no more than asked for");
-        let left: Vec<_> = [0, 3, 4, 5, 6, 7, 8, 9].map(|n| key(table, n)).to_vec();
+        let left: Vec<_> = [0, 1, 2, 3, 4, 5, 6, 9].map(|n| key(table, n)).to_vec();
         assert_eq!(
             owner
                 .table(table)
@@ -456,7 +464,7 @@ pub async fn retention_is_bounded_and_by_age<H: Harness>(harness: H) {
         assert_eq!(
             retain(1006, 100).await,
             Ok(3),
-            "3, 4 and 5; a row of exactly that age stays"
+            "4, 5 and 6; a row of exactly that age stays"
         );
         assert_eq!(retain(i64::MAX, 100).await, Ok(5));
         assert_eq!(
