@@ -4,7 +4,7 @@ use baton_core::{
     flow::{Connection, Event, Notice},
     state::EventSeq,
 };
-use qrcode::{QrCode, render::unicode::Dense1x2};
+use qrcode::{EcLevel, QrCode, render::unicode::Dense1x2};
 use serde_json::{Value, json};
 use std::io::{IsTerminal as _, Write as _};
 
@@ -144,7 +144,7 @@ pub struct QrScreen {
 impl QrScreen {
     /// Draws `text`, with `caption` below.
     pub fn show(&mut self, text: &str, caption: &str) -> std::io::Result<()> {
-        let drawing = match QrCode::new(text) {
+        let drawing = match QrCode::with_error_correction_level(text, EcLevel::L) {
             // Light modules are drawn: most terminals are dark, and the quiet zone has to be light.
             Ok(code) => code
                 .render::<Dense1x2>()

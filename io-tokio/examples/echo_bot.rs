@@ -127,7 +127,10 @@ fn say(json: bool, event: &str, name: &str, value: &str) {
         _ if json => println!("{{\"event\":\"{event}\",\"{name}\":\"{value}\"}}"),
         Some(code) => println!(
             "{}\nScan this with the phone.",
-            code.render::<Dense1x2>().build()
+            code.render()
+                .dark_color(Dense1x2::Light)
+                .light_color(Dense1x2::Dark)
+                .build()
         ),
         None => println!("{event} {value}"),
     }
