@@ -322,6 +322,23 @@ async fn claim_fence(
     } else {
         1
     };
+    // Held, and given up before one could say by whom: then it is free now.
+    for _ in 0..3 {
+        if let Some(claim) = try_claim(transaction, account, who, ttl, floor).await? {
+            return Ok(claim);
+        }
+    }
+    Err(StoreError::Unavailable("the account changes hands all the time".to_owned()).into())
+}
+
+/// `None` if the account was held by somebody and then by nobody.
+async fn try_claim(
+    transaction: &mut Transaction,
+    account: &AccountId,
+    who: Incarnation,
+    ttl: Micros,
+    floor: i64,
+) -> Result<Option<Claim>, Failure> {
     // The row is locked before its lease is judged, and the clock is the one of that moment.
     let granted = account_query(
         "UPDATE baton_fence SET epoch = greatest(epoch + 1, $5), holder = $3, lease_us = $4, \
@@ -337,11 +354,11 @@ async fn claim_fence(
     .optional(transaction)
     .await?;
     if let Some(row) = granted {
-        return Ok(Claim::Granted(Lease {
+        return Ok(Some(Claim::Granted(Lease {
             epoch: Epoch(unsigned(row.try_get(0)?)),
             applied: Seq(unsigned(row.try_get(1)?)),
             ttl,
-        }));
+        })));
     }
     // After a failover the clock may be behind the one that the lease was given by. Its end is moved to where it can be
     // at most, or nobody could claim the account until the clock has caught up.
@@ -354,18 +371,13 @@ async fn claim_fence(
     )
     .optional(transaction)
     .await?;
-    let Some(row) = held else {
-        fence(transaction, account).await?;
-        // Given up between the two statements: as good as run out.
-        return Ok(Claim::Held {
-            by: who,
-            remaining: Micros(0),
-        });
-    };
-    Ok(Claim::Held {
-        by: incarnation(row.try_get(0)?),
-        remaining: Micros(unsigned(row.try_get(1)?)),
-    })
+    match held {
+        Some(row) => Ok(Some(Claim::Held {
+            by: incarnation(row.try_get(0)?),
+            remaining: Micros(unsigned(row.try_get(1)?)),
+        })),
+        None => fence(transaction, account).await.map(|()| None),
+    }
 }
 
 /// See [`Store::renew`](baton_core::state::Store::renew): one statement for every `tenants` businesses.
