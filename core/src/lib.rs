@@ -17,6 +17,16 @@
 //! | 4 | [`flow`] | one small machine per protocol flow |
 //! | 5 | [`engine`] | one account: routes inputs, collects effects, holds the durability gate |
 #![warn(missing_docs)]
+// Bytes from outside end in an error. Tests may do as they like.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable
+    )
+)]
 
 pub mod crypto;
 pub mod engine;

@@ -88,6 +88,10 @@ impl AesGcm {
     /// # Panics
     ///
     /// If `offset` is beyond the end of `buf`, or the plaintext longer than GCM's 64 GiB.
+    #[expect(
+        clippy::expect_used,
+        reason = "our own plaintext, of a size that our own limits bound"
+    )]
     pub fn seal_from(&self, offset: usize, nonce: &[u8; 12], aad: &[u8], buf: &mut Vec<u8>) {
         let plaintext = (&mut buf[offset..]).into();
         let tag = self.0.encrypt_inout_detached(nonce.into(), aad, plaintext);

@@ -24,6 +24,14 @@
 //!
 //! Panicking is how a test fails; nothing outside tests uses this module.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unreachable,
+    reason = "a suite of tests"
+)]
+
 pub mod history;
 pub mod leases;
 pub mod race;

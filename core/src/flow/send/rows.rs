@@ -61,7 +61,7 @@ pub enum SendStatus {
     Failed(u16),
 }
 
-/// Reads a row under [`Key::Outbox`] or [`Key::Sent`].
+/// Reads a row under [`Key::Outbox`](crate::state::Key::Outbox) or [`Key::Sent`](crate::state::Key::Sent).
 pub fn sent_status(row: &Record) -> Result<SendStatus, RowError> {
     let row: Outbound = codec::decode(row)?;
     Ok(match row.state() {
