@@ -24,7 +24,7 @@ use baton_core::{
         ServiceConfig, Timing,
     },
     state::{
-        BusinessId, Claim, Incarnation, Micros, Outcome, Renewal, Store, UnixMillis,
+        Beat, Beaten, BusinessId, Claim, HostInfo, Incarnation, Micros, Outcome, Store, UnixMillis,
         memory::MemoryStore,
     },
 };
@@ -50,15 +50,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     let store = MemoryStore::new(move || clock.now().mono);
     let account = block_on(store.create_account(&BusinessId::default(), "example"))?;
 
-    // 1. The right to act. The grant counts from before the claim was made, so that it ends here before it ends there.
+    // 1. The right to act: the host's lease, and the account under it. The grant counts from before the host joined, so
+    //    that it ends here before it ends there.
     let asked_at = clock.now().mono;
-    let Claim::Granted(lease) = block_on(store.claim(&account, WHO, LEASE))? else {
+    block_on(store.join(WHO, HostInfo::named("example"), LEASE))?;
+    let claims = block_on(store.claim(WHO, vec![account.clone()]))?;
+    let [Claim::Granted(lease)] = claims[..] else {
         return Err("somebody else holds the account".into());
     };
     let mut grant = Grant {
-        epoch: lease.epoch,
-        applied: lease.applied,
-        until: asked_at.plus(lease.ttl),
+        lease,
+        until: asked_at.plus(LEASE),
     };
     let mut seed = [0; 32];
     getrandom::fill(&mut seed)?;
@@ -77,9 +79,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         wire.clear();
         let wake = match engine.poll(&mut wire) {
             Output::Commit(batch) => {
-                let (epoch, upto) = (batch.epoch, batch.seq);
+                let (epoch, upto) = (batch.term.epoch, batch.seq);
                 let input = match block_on(store.commit(vec![batch]))?.pop() {
                     Some(Outcome::Fenced { by }) => Input::Fenced { by },
+                    Some(Outcome::Unsealed { history }) => Input::Unsealed { history },
                     Some(Outcome::Rejected(why)) => Input::StoreRefused(why),
                     _ => Input::Committed { epoch, upto },
                 };
@@ -159,8 +162,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         let now = clock.now();
         let renewal = Micros(grant.until.0 - LEASE.0 / 2);
         if now.mono >= renewal {
-            let answer = block_on(store.renew(WHO, vec![(account.clone(), grant.epoch)], LEASE))?;
-            if answer == [Renewal::Renewed] {
+            let beat = Beat {
+                draining: false,
+                accounts: 1,
+                ttl: LEASE,
+            };
+            if let Beaten::Renewed(_) = block_on(store.beat(WHO, beat))? {
                 grant.until = now.mono.plus(LEASE);
                 engine.handle(Input::Granted(grant), now);
             }

@@ -15,6 +15,7 @@
 //! | 2 | [`signal`] | X3DH, Double Ratchet, sender keys |
 //! | 3 | [`state`] | the language of persistence: keys, records, batches, the store trait |
 //! | 4 | [`flow`] | one small machine per protocol flow |
+//! | 5 | [`archive`] | one account out of a store and into another, as an encrypted file |
 //! | 5 | [`engine`] | one account: routes inputs, collects effects, holds the durability gate |
 #![warn(missing_docs)]
 // Bytes from outside end in an error. Tests may do as they like.
@@ -28,6 +29,7 @@
     )
 )]
 
+pub mod archive;
 pub mod crypto;
 pub mod engine;
 pub mod flow;

@@ -1,8 +1,8 @@
 //! Flags, verbs, exit codes.
 
-use crate::{demo, host, link, send, setup::Failure, tail};
+use crate::{archive, demo, host, key, link, restored, send, setup::Failure, tail};
 use clap::{Args, Parser, Subcommand};
-use std::{io::IsTerminal as _, process::ExitCode};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 use tracing_subscriber::EnvFilter;
 
 /// WhatsApp multi-device accounts that survive `kill -9`.
@@ -18,15 +18,19 @@ struct Cli {
 /// What all verbs understand.
 #[derive(Clone, Debug, Args)]
 pub struct Common {
-    /// Where the accounts live.
+    /// Where the accounts live: a SQLite file, or a PostgreSQL database (postgres://user@host/database).
     #[arg(
         long,
         global = true,
-        value_name = "sqlite:PATH",
+        value_name = "sqlite:PATH|postgres://…",
         default_value = "sqlite:baton.db",
-        env = "BATON_STORE"
+        env = "BATON_STORE",
+        hide_env_values = true
     )]
     pub store: String,
+    /// Encryption at rest.
+    #[command(flatten)]
+    pub key: KeyFlags,
     /// Name of the account.
     #[arg(long, global = true, value_name = "NAME", default_value = "main")]
     pub account: String,
@@ -44,6 +48,27 @@ pub struct Common {
     pub verbose: bool,
 }
 
+/// The key that what is in the rows is encrypted with. The environment may say it as well: `BATON_KEY_FILE`,
+/// `BATON_KEY_COMMAND`, or `BATON_KEY` for the key itself.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Encryption at rest")]
+pub struct KeyFlags {
+    /// File with the master key. Without any of these, a SQLite database has its key in PATH.key, made with it.
+    #[arg(long, global = true, value_name = "PATH")]
+    pub key_file: Option<PathBuf>,
+    /// Command that prints the master key.
+    #[arg(
+        long,
+        global = true,
+        value_name = "COMMAND",
+        conflicts_with = "key_file"
+    )]
+    pub key_command: Option<String>,
+    /// Keep everything in the clear, private keys of accounts included.
+    #[arg(long, global = true, conflicts_with_all = ["key_file", "key_command"])]
+    pub no_encryption: bool,
+}
+
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Link an account: shows a QR code for the phone, makes the account if there is none of that name.
@@ -52,6 +77,14 @@ enum Verb {
     Send(send::Flags),
     /// Print an account's events as they come. An event is done with when it is printed.
     Tail(tail::Flags),
+    /// The master key: make one, encrypt a database, rotate keys.
+    Key(key::Flags),
+    /// Move an account out of the store, into an encrypted file.
+    Export(archive::ExportFlags),
+    /// Move an account from such a file into the store.
+    Import(archive::ImportFlags),
+    /// Say that the database was restored from a backup, before anything runs on it again: no key is used twice then.
+    Restored,
     /// Show that accounts survive kill -9: simulated service, real processes, no network, no phone.
     Demo(demo::Flags),
     /// Serve many accounts, told what to do by JSON lines on standard input.
@@ -78,6 +111,10 @@ pub fn main() -> ExitCode {
             Verb::Link(flags) => link::run(&common, flags).await,
             Verb::Send(flags) => send::run(&common, flags).await,
             Verb::Tail(flags) => tail::run(&common, flags).await,
+            Verb::Key(flags) => key::run(&common, flags).await,
+            Verb::Export(flags) => archive::export(&common, flags).await,
+            Verb::Import(flags) => archive::import(&common, flags).await,
+            Verb::Restored => restored::run(&common).await,
             Verb::Demo(flags) => demo::run(&common, flags).await,
             Verb::Host(flags) => host::run(&common, flags).await,
         }

@@ -13,8 +13,9 @@
 
 use crate::{
     cli::Common,
-    report,
+    key, report,
     setup::{self, Failure, SystemHost},
+    store,
 };
 use baton_core::{
     flow::{Command, CommandError, Config, Content, Reply, SendRequest},
@@ -79,7 +80,7 @@ enum About {
 pub(crate) async fn run(common: &Common, flags: Flags) -> Result<(), Failure> {
     let mut config = setup::config(common)?;
     config.pre_keys.batch = flags.pre_keys;
-    let store = setup::open_store(common, true)?;
+    let store = store::open(common, store::Create::Yes).await?;
     let host = setup::host(store.clone());
     let (lines, printing) = printer();
     let mut accounts = BTreeMap::new();
@@ -99,10 +100,9 @@ pub(crate) async fn run(common: &Common, flags: Flags) -> Result<(), Failure> {
             lines.clone(),
         ));
     }
-    tokio::spawn(async move {
-        let never = host.renew().await;
-        match never {}
-    });
+    let running = host.clone();
+    let running = tokio::spawn(async move { match running.run().await {} });
+    let keeping = tokio::spawn(key::keep_current(store));
     let _ = lines.send(json!({ "event": "ready", "accounts": accounts.len() }));
 
     let mut input = BufReader::new(tokio::io::stdin());
@@ -143,6 +143,9 @@ pub(crate) async fn run(common: &Common, flags: Flags) -> Result<(), Failure> {
     })
     .await;
     tasks.abort_all();
+    running.abort();
+    keeping.abort();
+    host.leave().await;
     drop((tasks, lines));
     let _ = tokio::time::timeout(Duration::from_secs(1), printing).await;
     read

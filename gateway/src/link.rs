@@ -4,6 +4,7 @@ use crate::{
     cli::Common,
     report::{self, QrScreen},
     setup::{self, Failure, Running},
+    store,
 };
 use baton_core::{
     flow::{Command, CommandError, Connection, LinkState, Notice, Reply},
@@ -22,7 +23,7 @@ pub(crate) struct Flags {}
 
 pub(crate) async fn run(common: &Common, _flags: Flags) -> Result<(), Failure> {
     let config = setup::config(common)?;
-    let store = setup::open_store(common, true)?;
+    let store = store::open(common, store::Create::Yes).await?;
     let id = account_named(&store, &common.account)
         .await
         .map_err(|error| {

@@ -49,6 +49,9 @@ pub fn event_json(account: &str, seq: EventSeq, event: &Event) -> Value {
         Event::IdentityChanged { user } => {
             json!({ "event": "identity_changed", "user": user.to_string() })
         }
+        Event::HistoryLost { after, losses } => {
+            json!({ "event": "history_lost", "after": after.0, "losses": losses })
+        }
         _ => json!({ "event": "other" }),
     };
     object["account"] = account.into();
@@ -77,6 +80,10 @@ pub fn event_line(seq: EventSeq, event: &Event) -> String {
         Event::Read { id, by, .. } => format!("read         {id} by {by}"),
         Event::Undecryptable { id, sender, .. } => format!("unreadable   {id} from {sender}"),
         Event::IdentityChanged { user } => format!("new identity {user}"),
+        Event::HistoryLost { after, .. } => format!(
+            "history lost the database went back in time; numbers up to {} are whole",
+            after.0
+        ),
         _ => "something new".to_owned(),
     };
     format!("{:>6}  {line}", seq.0)

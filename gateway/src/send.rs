@@ -8,13 +8,13 @@ use crate::{
     cli::Common,
     report,
     setup::{self, Failure, Running},
+    store::{self, AnyStore},
 };
 use baton_core::{
     flow::{Content, SendRequest, SendStatus, mailbox_request, message_id, sent_status},
     jid::Jid,
     state::{AccountId, Key, MessageId, Row, Store as _, UnixMillis},
 };
-use baton_store_sqlite::SqliteStore;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -54,8 +54,8 @@ pub(crate) async fn run(common: &Common, flags: Flags) -> Result<(), Failure> {
     if flags.text.is_empty() {
         return Err(Failure::setup("there is nothing to say: TEXT is empty"));
     }
-    let store = setup::open_store(common, false)?;
-    let info = setup::find_account(&store, &flags.from).await?;
+    let store = store::open(common, store::Create::No).await?;
+    let info = setup::find_account(common, &store, &flags.from).await?;
     let own = setup::linked(&info)?;
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -128,7 +128,7 @@ fn recipient(to: &str) -> Result<Jid, Failure> {
 /// Says how far the message has come, until it is far enough.
 async fn follow(
     common: &Common,
-    store: &SqliteStore,
+    store: &AnyStore,
     account: &AccountId,
     id: &MessageId,
     wait: Wait,

@@ -1,6 +1,9 @@
 //! From flags to a store, an account, a configuration.
 
-use crate::cli::Common;
+use crate::{
+    cli::Common,
+    store::{self, AnyStore},
+};
 use baton_core::{
     crypto::PublicKey,
     flow::{
@@ -10,12 +13,11 @@ use baton_core::{
     jid::Jid,
     state::{AccountId, AccountInfo, BusinessId, Row, Store as _, StoreError},
 };
-use baton_store_sqlite::{Options, SqliteStore};
 use baton_tokio::{End, Host, SystemEnv, TcpConnector};
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 /// A host as this binary uses it.
-pub type SystemHost = Host<SqliteStore, TcpConnector, SystemEnv>;
+pub type SystemHost = Host<AnyStore, TcpConnector, SystemEnv>;
 
 /// Why a verb failed, in one sentence.
 #[derive(Debug, thiserror::Error)]
@@ -60,32 +62,12 @@ impl From<End> for Failure {
     }
 }
 
-/// The file that `--store` names.
-pub fn store_path(common: &Common) -> Result<&Path, Failure> {
-    match common.store.split_once(':') {
-        Some(("sqlite", path)) if !path.is_empty() => Ok(Path::new(path)),
-        _ => Err(Failure::setup(format!(
-            "--store {} is not of the form sqlite:PATH",
-            common.store
-        ))),
-    }
-}
-
-/// Opens the store. Only verbs that make accounts make the file.
-pub fn open_store(common: &Common, create: bool) -> Result<SqliteStore, Failure> {
-    let path = store_path(common)?;
-    if !create && !path.is_file() {
-        return Err(Failure::setup(format!(
-            "there is no database {}; `baton link` makes one",
-            path.display()
-        )));
-    }
-    SqliteStore::open(path, Options::default())
-        .map_err(|error| Failure::setup(format!("cannot open {}: {error}", path.display())))
-}
-
 /// The account of that name in the default business.
-pub async fn find_account(store: &SqliteStore, name: &str) -> Result<AccountInfo, Failure> {
+pub async fn find_account(
+    common: &Common,
+    store: &AnyStore,
+    name: &str,
+) -> Result<AccountInfo, Failure> {
     let accounts = store
         .accounts(&BusinessId::default())
         .await
@@ -94,9 +76,10 @@ pub async fn find_account(store: &SqliteStore, name: &str) -> Result<AccountInfo
         .into_iter()
         .find(|account| account.name == name)
         .ok_or_else(|| {
+            let place = store::Place::of(common).map(|place| place.to_string());
             Failure::setup(format!(
                 "there is no account {name:?} in {}; `baton link --account NAME` makes one",
-                store.path().display()
+                place.unwrap_or_default()
             ))
         })
 }
@@ -180,7 +163,7 @@ fn root_key(hex: &str) -> Option<PublicKey> {
 
 /// A host over the operating system.
 #[must_use]
-pub fn host(store: SqliteStore) -> SystemHost {
+pub fn host(store: AnyStore) -> SystemHost {
     Host::new(
         store,
         TcpConnector::new(),
@@ -206,8 +189,12 @@ impl Running {
         let (account, inbox, serve) = host.account(id, config);
         let end = tokio::spawn(async move {
             tokio::select! { biased;
-                end = serve => end,
-                never = host.renew() => match never {},
+                end = async {
+                    let end = serve.await;
+                    host.leave().await;
+                    end
+                } => end,
+                never = host.run() => match never {},
             }
         });
         Self {
@@ -219,6 +206,10 @@ impl Running {
 
     /// Shuts down and waits for that, but not for ever.
     pub async fn stop(self) {
+        // One that has ended may have been asked how already, and cannot be asked twice.
+        if self.end.is_finished() {
+            return;
+        }
         self.account.shutdown();
         let _ = tokio::time::timeout(Duration::from_secs(8), self.end).await;
     }

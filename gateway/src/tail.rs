@@ -4,6 +4,7 @@ use crate::{
     cli::Common,
     report,
     setup::{self, Failure, Running},
+    store,
 };
 use baton_core::flow::{Command, Notice};
 use baton_tokio::{Item, Ownership};
@@ -19,8 +20,8 @@ pub(crate) struct Flags {
 pub(crate) async fn run(common: &Common, flags: Flags) -> Result<(), Failure> {
     let config = setup::config(common)?;
     let name = flags.name.as_ref().unwrap_or(&common.account);
-    let store = setup::open_store(common, false)?;
-    let info = setup::find_account(&store, name).await?;
+    let store = store::open(common, store::Create::No).await?;
+    let info = setup::find_account(common, &store, name).await?;
     setup::linked(&info)?;
     let mut running = Running::start(setup::host(store), info.id, config);
     let done = print(common, name, &mut running).await;

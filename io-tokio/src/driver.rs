@@ -1,6 +1,6 @@
 //! The driver: drains the engine, carries out what it wants, waits for exactly one thing, hands it in.
 
-use crate::{AccountLease, Connector, Env, Link, Moved, Standing};
+use crate::{AccountLease, Commits, Connector, Env, Link, Moved, Standing};
 use baton_core::{
     engine::{Engine, Input, Output},
     flow::{Command, CommandError, CommandId, Connection, Event, Notice, Reply, StopReason},
@@ -72,7 +72,7 @@ const LAST_WORDS: Micros = Micros::from_millis(1500);
 pub async fn drive<S: Store, C: Connector, E: Env, A: App>(
     mut engine: Engine,
     env: &E,
-    store: &S,
+    commits: &Commits<S, E>,
     lease: &mut AccountLease<S, E>,
     link: &mut Link<C, E>,
     app: &mut A,
@@ -102,7 +102,7 @@ pub async fn drive<S: Store, C: Connector, E: Env, A: App>(
             match engine.poll(&mut wire) {
                 Output::Commit(batch) => sealed.push(batch),
                 Output::Load(id, keys) => {
-                    let (store, account) = (store.clone(), account.clone());
+                    let (store, account) = (commits.store().clone(), account.clone());
                     let retry = Retry::new(env, options);
                     storage.push(
                         async move {
@@ -118,7 +118,7 @@ pub async fn drive<S: Store, C: Connector, E: Env, A: App>(
                     );
                 }
                 Output::Scan(id, scan) => {
-                    let (store, account) = (store.clone(), account.clone());
+                    let (store, account) = (commits.store().clone(), account.clone());
                     let retry = Retry::new(env, options);
                     storage.push(
                         async move {
@@ -158,7 +158,7 @@ pub async fn drive<S: Store, C: Connector, E: Env, A: App>(
             committing = true;
             storage.push(
                 commit(
-                    store.clone(),
+                    commits.clone(),
                     std::mem::take(&mut sealed),
                     Retry::new(env, options),
                 )
@@ -179,7 +179,8 @@ pub async fn drive<S: Store, C: Connector, E: Env, A: App>(
                     link.granted_until(until);
                     Input::Granted(lease.grant_until(until))
                 }
-                Standing::Lost { by } => Input::Fenced { by },
+                // Nobody can say who has it now; whoever it is, it is under a later epoch.
+                Standing::Lost => Input::Fenced { by: lease.epoch() },
             },
             Some(answer) = storage.next() => {
                 committing &= !answer.is_commit;
@@ -229,11 +230,18 @@ impl Answer {
     }
 }
 
-async fn commit<S: Store, E: Env>(store: S, batches: Vec<Batch>, retry: Retry<E>) -> Answer {
+async fn commit<S: Store, E: Env>(
+    commits: Commits<S, E>,
+    batches: Vec<Batch>,
+    retry: Retry<E>,
+) -> Answer {
     // One account, one engine: all batches of a call are of one epoch.
-    let epoch = batches.first().map(|batch| batch.epoch).unwrap_or_default();
+    let epoch = batches
+        .first()
+        .map(|batch| batch.term.epoch)
+        .unwrap_or_default();
     let numbers: Vec<Seq> = batches.iter().map(|batch| batch.seq).collect();
-    let inputs = match retry.until_known(|| store.commit(batches.clone())).await {
+    let inputs = match retry.until_known(|| commits.commit(batches.clone())).await {
         Ok(outcomes) => {
             let durable = outcomes
                 .iter()
@@ -245,6 +253,7 @@ async fn commit<S: Store, E: Env>(store: S, batches: Vec<Batch>, retry: Retry<E>
                 .map(|&upto| Input::Committed { epoch, upto });
             let refused = match outcomes.into_iter().nth(durable) {
                 Some(Outcome::Fenced { by }) => Some(Input::Fenced { by }),
+                Some(Outcome::Unsealed { history }) => Some(Input::Unsealed { history }),
                 Some(Outcome::Rejected(why)) => Some(Input::StoreRefused(why)),
                 Some(Outcome::Committed) => None,
                 None if durable < numbers.len() => {

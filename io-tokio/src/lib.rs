@@ -4,7 +4,7 @@
 //!  Account, Inbox        supervise: claim, build an engine, drive it, decide what a stop means
 //!  (the embedder)  ◀──▶  drive:     poll the engine, carry out, wait for one thing, hand it in
 //!                          │  │  │
-//!                        Link Store LeaseKeeper
+//!                        Link Commits Membership     both shared by all accounts of a host, over a Store
 //! ```
 //!
 //! Nothing here spawns a task, every `select!` is biased, and everything it selects on can be dropped at any time
@@ -14,17 +14,23 @@
 #![warn(missing_docs)]
 
 mod account;
+mod commits;
 mod driver;
 mod env;
-mod lease;
+mod files;
+pub mod keys;
+mod membership;
 mod stream;
 mod supervise;
 mod transport;
+mod watch;
 
 pub use account::{Account, Inbox, Item, Posted};
+pub use commits::{CommitOptions, CommitStats, Commits};
 pub use driver::{App, DriveOptions, Effect, drive};
 pub use env::{Env, SystemEnv};
-pub use lease::{AccountLease, Claimed, LeaseKeeper, Standing};
+pub use files::{ExportFile, ImportFile};
+pub use membership::{AccountLease, Claimed, MemberOptions, Membership, Standing};
 pub use stream::{ConnectError, Connector, TcpConnector, TcpOrTls};
 pub use supervise::{End, Host, Options, Ownership, Retention, account_named, open};
 pub use transport::{Link, MAX_MESSAGE, Moved, ORIGIN};

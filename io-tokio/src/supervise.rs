@@ -2,10 +2,10 @@
 //! means that it stopped.
 
 use crate::{
-    Account, AccountLease, Claimed, Connector, DriveOptions, Env, Inbox, LeaseKeeper, Link,
-    Standing, SystemEnv, TcpConnector,
+    Account, AccountLease, Claimed, CommitOptions, Commits, Connector, DriveOptions, Env, Inbox,
+    Link, MemberOptions, Membership, Standing, SystemEnv, TcpConnector,
     account::{Desk, ends},
-    drive, lease,
+    drive,
 };
 use baton_core::{
     engine::Engine,
@@ -33,8 +33,12 @@ pub fn open<S: Store>(
     let (handle, inbox, serve) = host.account(account, config);
     let run = async move {
         tokio::select! { biased;
-            end = serve => end,
-            never = host.renew() => match never {},
+            end = async {
+                let end = serve.await;
+                host.leave().await;
+                end
+            } => end,
+            never = host.run() => match never {},
         }
     };
     (handle, inbox, run)
@@ -59,18 +63,20 @@ pub async fn account_named<S: Store>(store: &S, name: &str) -> Result<AccountId,
 /// What the accounts of one process share.
 #[derive(Clone, Debug)]
 pub struct Host<S, C, E> {
-    store: S,
     connector: C,
     env: E,
-    keeper: LeaseKeeper<S, E>,
+    membership: Membership<S, E>,
+    commits: Commits<S, E>,
     options: Options,
 }
 
 /// When to do what.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
-    /// How long a lease holds; renewed three times within.
-    pub ttl: Micros,
+    /// Its place in the fleet.
+    pub member: MemberOptions,
+    /// How commits of its accounts are collected.
+    pub commits: CommitOptions,
     /// How often to ask for an account that somebody else holds.
     pub claim_every: Micros,
     /// How long to stay away after the service said that another connection replaced ours although the lease is ours:
@@ -89,7 +95,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            ttl: lease::TTL,
+            member: MemberOptions::default(),
+            commits: CommitOptions::default(),
             claim_every: Micros::from_millis(250),
             replaced_pause: Micros::from_secs(30),
             replaced_most: 3,
@@ -131,8 +138,8 @@ impl Default for Retention {
 pub enum Ownership {
     /// Another process; we wait.
     Waiting {
-        /// Which.
-        by: Incarnation,
+        /// Which, if that is known.
+        by: Option<Incarnation>,
     },
     /// We.
     Ours {
@@ -159,30 +166,55 @@ pub enum End {
     /// The store does not let us claim it.
     #[error(transparent)]
     Store(StoreError),
+    /// It was moved to another database and runs there.
+    #[error("the account was exported to another database")]
+    Retired,
 }
 
 impl<S: Store, C: Connector, E: Env> Host<S, C, E> {
-    /// A host with a new incarnation.
+    /// A host that joins the fleet of `store` as soon as it is [run](Self::run).
     pub fn new(store: S, connector: C, env: E, options: Options) -> Self {
-        let keeper = LeaseKeeper::new(store.clone(), env.clone(), options.ttl);
+        let membership = Membership::new(store.clone(), env.clone(), options.member.clone());
+        let commits = Commits::new(store, env.clone(), options.commits);
         Self {
-            store,
             connector,
             env,
-            keeper,
+            membership,
+            commits,
             options,
         }
     }
 
-    /// Renews the leases of all its accounts. Poll it beside them, once.
-    pub async fn renew(&self) -> Infallible {
-        self.keeper.run().await
+    /// Joins the fleet, renews the lease, and makes the commits of all its accounts. Poll it beside them, once.
+    pub async fn run(&self) -> Infallible {
+        tokio::select! { biased;
+            never = self.membership.run() => match never {},
+            never = self.commits.run() => match never {},
+        }
     }
 
-    /// Under which name it owns accounts.
+    /// Its place in the fleet.
     #[must_use]
-    pub const fn incarnation(&self) -> Incarnation {
-        self.keeper.who()
+    pub const fn membership(&self) -> &Membership<S, E> {
+        &self.membership
+    }
+
+    /// Where its commits go.
+    #[must_use]
+    pub const fn commits(&self) -> &Commits<S, E> {
+        &self.commits
+    }
+
+    /// Goes properly, when all its accounts have ended: the next host need not wait for the lease to run out.
+    pub async fn leave(&self) {
+        let patience = self.env.now().mono.plus(Micros::from_secs(2));
+        let left = tokio::select! { biased;
+            left = self.membership.leave() => left,
+            () = self.env.sleep_until(patience) => Err(StoreError::Unavailable("no answer".into())),
+        };
+        if let Err(error) = left {
+            warn!(%error, "left without a word; the lease runs out by itself");
+        }
     }
 
     /// Serves one account: give commands to the first, take events from the second, poll the third.
@@ -209,9 +241,8 @@ impl<S: Store, C: Connector, E: Env> Host<S, C, E> {
         let mut replaced = VecDeque::new();
         loop {
             let mut lease = match self.claim(&account, &mut desk).await {
-                Ok(Some(lease)) => lease,
-                Ok(None) => return End::Shutdown,
-                Err(error) => return End::Store(error),
+                Ok(lease) => lease,
+                Err(end) => return end,
             };
             info!(%account, epoch = lease.epoch().0, "owner");
             desk.ownership(Ownership::Ours {
@@ -222,7 +253,9 @@ impl<S: Store, C: Connector, E: Env> Host<S, C, E> {
             desk.ownership(Ownership::Stopped(reason.clone()));
             match reason {
                 // The next claim is polite: it waits for whoever has the account now.
-                StopReason::LeaseExpired | StopReason::Fenced(_) => {}
+                StopReason::LeaseExpired
+                | StopReason::Fenced(_)
+                | StopReason::HistoryChanged(_) => {}
                 StopReason::Replaced => {
                     if !self.still_ours(&lease).await {
                         continue;
@@ -256,34 +289,38 @@ impl<S: Store, C: Connector, E: Env> Host<S, C, E> {
         }
     }
 
-    /// Asks until the account is ours. `None` if that is not wanted any more.
-    async fn claim(
-        &self,
-        account: &AccountId,
-        desk: &mut Desk,
-    ) -> Result<Option<AccountLease<S, E>>, StoreError> {
+    /// Asks until the account is ours. `Err` if that will not be.
+    async fn claim(&self, account: &AccountId, desk: &mut Desk) -> Result<AccountLease<S, E>, End> {
         let mut told = None;
+        let mut news = self.membership.news();
         loop {
-            let pause = match self.keeper.claim(account).await {
-                Ok(Claimed::Ours(lease)) => return Ok(Some(lease)),
-                Ok(Claimed::Held { by, remaining }) => {
+            news.mark_unchanged();
+            let claimed = tokio::select! { biased;
+                () = desk.stopping() => return Err(End::Shutdown),
+                claimed = self.membership.claim(account) => claimed,
+            };
+            let every = self.options.claim_every;
+            let pause = match claimed {
+                Ok(Claimed::Ours(lease)) => return Ok(lease),
+                Ok(Claimed::Retired) => return Err(End::Retired),
+                Ok(Claimed::Held { by }) => {
                     if told != Some(by) {
-                        info!(%account, "held by another process: waiting");
+                        info!(%account, "held by another host: waiting");
                         desk.ownership(Ownership::Waiting { by });
                         told = Some(by);
                     }
-                    // The holder may give it back, or be found dead, long before its lease ends.
-                    remaining.clamp(Micros::from_millis(5), self.options.claim_every)
+                    every
                 }
                 Err(error) if error.is_retryable() => {
                     warn!(%account, %error, "cannot claim");
-                    let every = self.options.claim_every;
                     every.plus(self.env.jitter(every))
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(End::Store(error)),
             };
             tokio::select! { biased;
-                () = desk.stopping() => return Ok(None),
+                () = desk.stopping() => return Err(End::Shutdown),
+                // The holder may give it back, or be found dead, long before its lease ends.
+                _news = news.changed() => {}
                 () = self.env.sleep_until(self.env.now().mono.plus(pause)) => {}
             }
         }
@@ -300,7 +337,7 @@ impl<S: Store, C: Connector, E: Env> Host<S, C, E> {
         let engine = Engine::new(account.clone(), config.clone(), lease.grant(), seed, now);
         let mut link = Link::new(self.connector.clone(), self.env.clone());
         tokio::select! { biased;
-            reason = drive(engine, &self.env, &self.store, lease, &mut link, desk, self.options.drive) => reason,
+            reason = drive(engine, &self.env, &self.commits, lease, &mut link, desk, self.options.drive) => reason,
             never = self.retain(account) => match never {},
         }
     }
@@ -322,14 +359,24 @@ impl<S: Store, C: Connector, E: Env> Host<S, C, E> {
                 let age = i64::try_from(age.0 / 1000).unwrap_or(i64::MAX);
                 let before = UnixMillis(self.env.now().unix.0.saturating_sub(age));
                 // Stops at an error too: the next round is soon enough.
-                while self.store.retain(account, table, before, STEP).await == Ok(STEP) {}
+                while self
+                    .commits
+                    .store()
+                    .retain(account, table, before, STEP)
+                    .await
+                    == Ok(STEP)
+                {}
             }
         }
     }
 
     /// Whether the lease is ours, as far as the store can be asked. If it cannot, the account is claimed anew.
     async fn still_ours(&self, lease: &AccountLease<S, E>) -> bool {
-        let patience = self.env.now().mono.plus(Micros(self.options.ttl.0 / 3));
+        let patience = self
+            .env
+            .now()
+            .mono
+            .plus(Micros(self.options.member.ttl.0 / 3));
         tokio::select! { biased;
             answer = lease.check() => matches!(answer, Ok(Standing::Until(_))),
             () = self.env.sleep_until(patience) => false,

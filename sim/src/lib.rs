@@ -2,4 +2,5 @@
 
 pub mod serve;
 pub mod service;
+pub mod tier_b;
 pub mod world;

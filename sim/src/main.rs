@@ -4,6 +4,7 @@ use clap::{Args, Parser, Subcommand};
 use serde_json::json;
 use sim::{
     serve::{ServeOptions, SimServer},
+    tier_b,
     world::chaos::chaos,
 };
 use std::io::Write as _;
@@ -30,8 +31,40 @@ enum Command {
     Run(Run),
 }
 
+/// The two tiers of simulation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Tier {
+    /// Engines on an event heap: fast.
+    A,
+    /// The real drivers and stores over a simulated network.
+    B,
+}
+
+/// What the database of tier B keeps its rows in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Backend {
+    Memory,
+}
+
+impl From<Backend> for tier_b::Kind {
+    fn from(backend: Backend) -> Self {
+        match backend {
+            Backend::Memory => Self::Memory,
+        }
+    }
+}
+
 #[derive(Args)]
 struct Run {
+    /// Engines alone, or the real drivers over a simulated network.
+    #[arg(long, value_enum, default_value_t = Tier::A)]
+    tier: Tier,
+    /// The store of tier B.
+    #[arg(long, value_enum, default_value_t = Backend::Memory)]
+    backend: Backend,
+    /// Print every line of the trace (tier B).
+    #[arg(long)]
+    trace: bool,
     /// How many seeds.
     #[arg(long, default_value_t = 100)]
     seeds: u64,
@@ -78,6 +111,7 @@ async fn main() -> ExitCode {
         .init();
     let serve = match Cli::parse().command {
         Command::Serve(serve) => serve,
+        Command::Run(run) if run.tier == Tier::B => return tier_b_worlds(&run),
         Command::Run(run) => return worlds(&run),
     };
     match serve_clients(serve).await {
@@ -170,6 +204,75 @@ fn worlds(run: &Run) -> ExitCode {
             }
         }
     }
+    let spent = began.elapsed().as_secs_f64();
+    println!(
+        "{texts} texts; {:.0} seeds a minute on {workers} cores",
+        run.seeds as f64 / spent * 60.0
+    );
+    println!(
+        "{} passed, {failed} failed",
+        run.seeds.saturating_sub(failed)
+    );
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// As [`worlds`], for tier B.
+fn tier_b_worlds(run: &Run) -> ExitCode {
+    let began = std::time::Instant::now();
+    let workers = match run.trace {
+        true => 1,
+        false => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+    };
+    let next = std::sync::atomic::AtomicU64::new(0);
+    let seeds = run.seeds;
+    let (reports, reported) = std::sync::mpsc::channel();
+    let (mut failed, mut texts, mut done) = (0_u64, 0, 0);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            let (reports, next) = (reports.clone(), &next);
+            scope.spawn(move || {
+                loop {
+                    let index = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    if index >= seeds {
+                        return;
+                    }
+                    let seed = run.from.saturating_add(index);
+                    let plan = tier_b::Plan::draw(seed, run.backend.into());
+                    let report = tier_b::run_with(plan, |trace| {
+                        if run.trace {
+                            trace.listen(|line| println!("{line}"));
+                        }
+                    });
+                    if reports.send((index, report)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(reports);
+        // Printed in the order of the seeds.
+        let mut waiting = std::collections::BTreeMap::new();
+        for (index, report) in reported {
+            waiting.insert(index, report);
+            while let Some(report) = waiting.remove(&done) {
+                done += 1;
+                texts += report.verdict.received;
+                failed += u64::from(!report.is_good());
+                if run.verbose || !report.is_good() {
+                    print!("{report}");
+                }
+            }
+        }
+        // Behind a world that panicked.
+        for report in waiting.into_values() {
+            failed += u64::from(!report.is_good());
+            print!("{report}");
+        }
+    });
     let spent = began.elapsed().as_secs_f64();
     println!(
         "{texts} texts; {:.0} seeds a minute on {workers} cores",

@@ -15,24 +15,23 @@
 //! handed to the connections' tasks before the lock is given back, so that frames leave in the order they were sealed.
 
 mod http;
-mod socket;
+pub(crate) mod hub;
+pub(crate) mod socket;
 mod state;
 
 pub use state::StateError;
 
-use crate::service::{ConnId, Effect, Now, Options, Service};
+use crate::service::{Now, Options, Service};
 use baton_core::crypto::PublicKey;
 use baton_core::state::{Micros, UnixMillis};
-use bytes::Bytes;
-use std::collections::BTreeMap;
+use hub::Hub;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// Timers of the service are late by this much at most.
@@ -96,7 +95,7 @@ pub struct SimServer {
     pub phone_url: String,
     /// What clients must trust instead of WhatsApp's root key.
     pub root_public_key: PublicKey,
-    host: Arc<Host>,
+    host: Arc<Hub>,
     tasks: JoinSet<()>,
     store: Option<Arc<state::Directory>>,
     stop: watch::Sender<bool>,
@@ -128,14 +127,9 @@ impl SimServer {
             None => Service::new(options.service, seed, clock.now()),
         };
         let root_public_key = service.root_public_key();
-        let host = Arc::new(Host {
-            service: Arc::new(Mutex::new(service)),
-            outlets: Mutex::default(),
-            last_conn: AtomicU64::new(0),
-            clock,
-        });
+        let host = Arc::new(Hub::new(service, move || clock.now()));
         if let Some(store) = &store {
-            store.save(&host.lock().save())?;
+            store.save(&host.act(|service, _| service.save()))?;
         }
 
         let (stop, stopped) = watch::channel(false);
@@ -168,7 +162,7 @@ impl SimServer {
     /// wants sent stays inside until then.
     #[must_use]
     pub fn service(&self) -> Arc<Mutex<Service>> {
-        Arc::clone(&self.host.service)
+        self.host.service()
     }
 
     /// Closes all connections, and saves when everything has ended.
@@ -177,72 +171,9 @@ impl SimServer {
         let _ = self.stop.send(true);
         while self.tasks.join_next().await.is_some() {}
         match &self.store {
-            Some(store) => store.save(&self.host.lock().save()),
+            Some(store) => store.save(&self.host.act(|service, _| service.save())),
             None => Ok(()),
         }
-    }
-}
-
-/// What all tasks share.
-#[derive(Debug)]
-struct Host {
-    service: Arc<Mutex<Service>>,
-    outlets: Mutex<BTreeMap<ConnId, mpsc::UnboundedSender<Outgoing>>>,
-    last_conn: AtomicU64,
-    clock: Clock,
-}
-
-/// What a connection's task is told.
-#[derive(Debug)]
-enum Outgoing {
-    Frame(Bytes),
-    Close,
-}
-
-impl Host {
-    /// One input to the service, and its effects to the tasks they are for.
-    fn act<T>(&self, act: impl FnOnce(&mut Service, Now) -> T) -> T {
-        let mut service = self.lock();
-        let result = act(&mut service, self.clock.now());
-        let mut outlets = self.outlets();
-        while let Some(effect) = service.poll() {
-            // A task that is gone has said so by `disconnect`, or is about to.
-            match effect {
-                Effect::Send(conn, frame) => {
-                    if let Some(outlet) = outlets.get(&conn) {
-                        let _ = outlet.send(Outgoing::Frame(frame));
-                    }
-                }
-                Effect::Close(conn) => {
-                    if let Some(outlet) = outlets.remove(&conn) {
-                        let _ = outlet.send(Outgoing::Close);
-                    }
-                }
-            }
-        }
-        result
-    }
-
-    fn open(&self) -> (ConnId, mpsc::UnboundedReceiver<Outgoing>) {
-        let conn = ConnId(self.last_conn.fetch_add(1, Ordering::Relaxed) + 1);
-        let (outlet, outgoing) = mpsc::unbounded_channel();
-        self.outlets().insert(conn, outlet);
-        self.act(|service, now| service.connect(conn, now));
-        (conn, outgoing)
-    }
-
-    fn closed(&self, conn: ConnId) {
-        self.outlets().remove(&conn);
-        self.act(|service, now| service.disconnect(conn, now));
-    }
-
-    // A panic under the lock is a bug of the service; the books are still evidence, so the others go on.
-    fn lock(&self) -> MutexGuard<'_, Service> {
-        self.service.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn outlets(&self) -> MutexGuard<'_, BTreeMap<ConnId, mpsc::UnboundedSender<Outgoing>>> {
-        self.outlets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -266,7 +197,7 @@ impl Clock {
     }
 }
 
-async fn tick(host: Arc<Host>, mut stopped: watch::Receiver<bool>) {
+async fn tick(host: Arc<Hub>, mut stopped: watch::Receiver<bool>) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

@@ -1,18 +1,16 @@
-//! What a commit costs, beside what the server asks for a single row and the disk for a sync.
+//! What the store costs, beside what the server asks for a single row and the disk for a sync.
 //!
-//! `cargo bench -p baton-store-postgres`. The server is a private one with default settings, its files in the temporary
-//! directory (`TMPDIR` chooses the disk; in a tmpfs a sync costs nothing and the numbers say little), reached by its
-//! socket: a network adds its round trip to every statement.
+//! `cargo bench -p baton-store-postgres` prints tables in Markdown. The server is a private one with default settings,
+//! its files in the temporary directory (`TMPDIR` chooses the disk; in a tmpfs a sync costs nothing and the numbers say
+//! little), reached by its socket: a network adds its round trip to every statement.
 //!
-//! Names begin with `postgres`, so that results are not compared with those of another store.
-//!
-//! * `sync`: one page appended to a file and synced: the floor under any durable commit.
-//! * `insert`: one row of 400 bytes into a plain table, committed, from one connection.
-//! * `accounts/n`: n accounts commit what receiving a message writes, all at once, as separate calls of one store. One
-//!   round is one burst. Each account has a business of its own. How many statements a message took is printed.
-//! * `rows/n`: one account commits one batch of n rows of 300 bytes.
-//! * `load`: five rows by key.
-//! * `renew/n`: n leases at once.
+//! * *Floors*: one page appended to a file and synced; one row of 400 bytes into a plain table, committed, from one
+//!   connection and from sixteen.
+//! * *Commits*: so many accounts, each of a business of its own, each committing its next batch as soon as the last one
+//!   is answered, all through one store. A batch of four rows is what receiving a message writes: counters, session,
+//!   event, duplicate mark. Every statement is a round trip; `BEGIN` and `COMMIT` count.
+//! * *Ownership*: two hosts with so many accounts between them, beating once a second and looking for orphans every two,
+//!   as hosts do; then one of them dies and the other takes everything.
 
 #[allow(dead_code, reason = "the bench needs a part of what the tests do")]
 #[path = "../tests/postgres/cluster.rs"]
@@ -24,182 +22,319 @@ mod rows;
 use baton_core::{
     jid::Jid,
     state::{
-        Batch, EventSeq, Incarnation, Key, Outcome, Record, Store, UnixMillis,
-        conformance::block_on,
+        AccountId, Batch, Beat, Claim, EventSeq, Incarnation, Key, Outcome, Record, Store,
+        UnixMillis, conformance::block_on,
     },
 };
 use baton_store_postgres::{Options, PgStore};
 use bytes::Bytes;
 use cluster::{Cluster, RUNTIME};
-use criterion::{BenchmarkId, Criterion, Throughput};
-use rows::{HOUR, Owner};
-use sqlx::{Connection as _, Executor as _};
-use std::{fs::File, hint::black_box, io::Write, time::Duration};
+use rows::{HOUR, Owner, join};
+use sqlx::{Connection as _, Executor as _, PgConnection, Row as _};
+use std::{
+    fs::File,
+    io::Write,
+    time::{Duration, Instant},
+};
 
-fn batch(owner: &mut Owner, rows: impl IntoIterator<Item = (Key, usize)>) -> Batch {
-    owner.seq = owner.seq.next();
-    let content = |bytes: usize| Record(Bytes::from(vec![owner.seq.0 as u8; bytes]));
-    Batch {
-        account: owner.id.clone(),
-        epoch: owner.epoch,
-        seq: owner.seq,
-        at: UnixMillis(0),
-        rows: rows
-            .into_iter()
-            .map(|(key, bytes)| (key, Some(content(bytes))))
-            .collect(),
+const MEASURE: Duration = Duration::from_secs(3);
+
+/// Durations of single operations, and how long all of it took.
+struct Sample {
+    each: Vec<Duration>,
+    total: Duration,
+}
+
+impl Sample {
+    fn per_second(&self) -> f64 {
+        self.each.len() as f64 / self.total.as_secs_f64()
+    }
+
+    /// In milliseconds.
+    fn percentile(&mut self, percent: usize) -> f64 {
+        self.each.sort();
+        let place = (self.each.len() * percent / 100).min(self.each.len().saturating_sub(1));
+        self.each
+            .get(place)
+            .map_or(f64::NAN, |took| took.as_secs_f64() * 1e3)
+    }
+
+    fn print(&mut self, what: &str) {
+        let (p50, p99) = (self.percentile(50), self.percentile(99));
+        println!(
+            "| {what} | {:.0} | {p50:.2} | {p99:.2} |",
+            self.per_second()
+        );
     }
 }
 
-/// What receiving a message writes: counters, session, event, duplicate mark.
-fn message(owner: &mut Owner) -> Batch {
-    let n = owner.seq.0 + 1;
+/// Runs `work` again and again.
+fn repeat(mut work: impl FnMut()) -> Sample {
+    let (started, mut each) = (Instant::now(), Vec::new());
+    while started.elapsed() < MEASURE {
+        let began = Instant::now();
+        work();
+        each.push(began.elapsed());
+    }
+    Sample {
+        each,
+        total: started.elapsed(),
+    }
+}
+
+/// What receiving a message writes, or so many pre-keys.
+fn batch(owner: &mut Owner, rows: u32) -> Batch {
+    owner.seq = owner.seq.next();
+    let n = owner.seq.0;
+    let content = |bytes: usize| Some(Record(Bytes::from(vec![n as u8; bytes])));
     let mut mark = [0; 32];
     mark[..8].copy_from_slice(&n.to_be_bytes());
     let peer = Jid::lid("100000000000001")
         .expect("a LID")
         .with_device((n % 8) as u16);
-    batch(
-        owner,
-        [
-            (Key::Counters, 24),
-            (Key::Session(peer), 1500),
-            (Key::Inbox(EventSeq(n)), 400),
-            (Key::Seen(mark), 0),
-        ],
-    )
+    let message = [
+        (Key::Counters, content(24)),
+        (Key::Session(peer), content(1500)),
+        (Key::Inbox(EventSeq(n)), content(400)),
+        (Key::Seen(mark), content(0)),
+    ];
+    let keys = (1..=rows).map(|n| (Key::PreKey(n), content(300)));
+    Batch {
+        account: owner.id.clone(),
+        term: owner.lease.term,
+        seq: owner.seq,
+        reseal: false,
+        at: UnixMillis(0),
+        rows: if rows == 4 {
+            message.into()
+        } else {
+            keys.collect()
+        },
+    }
 }
 
-fn open(cluster: &Cluster) -> PgStore {
-    let url = cluster.url(&cluster.empty_database());
+fn open(cluster: &Cluster, database: &str) -> PgStore {
     RUNTIME
-        .block_on(PgStore::connect(&url, Options::default()))
+        .block_on(PgStore::connect(&cluster.url(database), Options::default()))
         .expect("open")
 }
 
-fn floors(criterion: &mut Criterion, cluster: &Cluster) {
+fn floors(cluster: &Cluster) {
+    println!("\n| floor | per second | p50 ms | p99 ms |\n|---|---|---|---|");
     let directory = tempfile::tempdir().expect("a directory");
     let mut file = File::create(directory.path().join("log")).expect("a file");
-    criterion.bench_function("postgres sync", |bench| {
-        bench.iter(|| {
-            file.write_all(&[7; 4096]).expect("write");
-            file.sync_data().expect("sync");
-        });
-    });
+    repeat(|| {
+        file.write_all(&[7; 4096]).expect("write");
+        file.sync_data().expect("sync");
+    })
+    .print("4 kB appended and synced");
     let database = cluster.empty_database();
     cluster.sql(
         &database,
         "CREATE TABLE plain (id bigserial PRIMARY KEY, record bytea)",
     );
-    let mut connection = RUNTIME
-        .block_on(sqlx::PgConnection::connect(&cluster.url(&database)))
-        .expect("connect");
-    criterion.bench_function("postgres insert", |bench| {
-        bench.iter(|| {
-            let insert =
-                sqlx::query("INSERT INTO plain (record) VALUES ($1)").bind(vec![7_u8; 400]);
-            RUNTIME
-                .block_on(connection.execute(insert))
-                .expect("insert")
-        });
-    });
+    for connections in [1, 16] {
+        let url = cluster.url(&database);
+        let started = Instant::now();
+        let insert = async move |url: String| {
+            let mut connection = PgConnection::connect(&url).await.expect("connect");
+            let (started, mut each) = (Instant::now(), Vec::new());
+            while started.elapsed() < MEASURE {
+                let began = Instant::now();
+                let insert =
+                    sqlx::query("INSERT INTO plain (record) VALUES ($1)").bind(vec![7_u8; 400]);
+                connection.execute(insert).await.expect("insert");
+                each.push(began.elapsed());
+            }
+            each
+        };
+        let tasks: Vec<_> = (0..connections)
+            .map(|_| RUNTIME.spawn(insert(url.clone())))
+            .collect();
+        let each = tasks
+            .into_iter()
+            .flat_map(|task| RUNTIME.block_on(task).expect("a task"))
+            .collect();
+        let total = started.elapsed();
+        Sample { each, total }.print(&format!("one row inserted, {connections} connections"));
+    }
 }
 
-fn accounts(criterion: &mut Criterion, cluster: &Cluster) {
-    let mut group = criterion.benchmark_group("postgres accounts");
-    for count in [1_usize, 8, 64, 512, 2048] {
-        let store = open(cluster);
-        let mut owners: Vec<_> = (0..count)
-            .map(|n| Owner::create(&store, &format!("tenant-{n}"), "main"))
+fn commits(cluster: &Cluster) {
+    println!(
+        "\n| accounts | rows per batch | batches/s | p50 ms | p99 ms | statements per batch | transactions per batch |\n\
+         |---|---|---|---|---|---|---|"
+    );
+    for (count, rows) in [
+        (1, 1),
+        (1, 4),
+        (1, 40),
+        (1, 400),
+        (16, 4),
+        (128, 4),
+        (1024, 1),
+        (1024, 4),
+        (1024, 40),
+        (4096, 4),
+    ] {
+        let store = open(cluster, &cluster.empty_database());
+        let who = join(&store);
+        let owners: Vec<Owner> = (0..count)
+            .map(|n| Owner::create_for(&store, &format!("tenant-{n}"), "main", who))
             .collect();
-        let before = store.stats();
-        group.throughput(Throughput::Elements(count as u64));
-        group.bench_function(BenchmarkId::from_parameter(count), |bench| {
-            bench.iter(|| {
-                let calls: Vec<_> = owners
-                    .iter_mut()
-                    .map(|owner| store.commit(vec![message(owner)]))
-                    .collect();
-                for call in calls {
-                    assert_eq!(block_on(call).expect("commit"), [Outcome::Committed]);
-                }
-            });
-        });
+        let (before, started) = (store.stats(), Instant::now());
+        let tasks: Vec<_> = owners
+            .into_iter()
+            .map(|mut owner| {
+                RUNTIME.spawn(async move {
+                    let (started, mut each) = (Instant::now(), Vec::new());
+                    while started.elapsed() < MEASURE {
+                        let batch = batch(&mut owner, rows);
+                        let began = Instant::now();
+                        let outcome = owner.store.commit(vec![batch]).await.expect("commit");
+                        assert_eq!(outcome, [Outcome::Committed]);
+                        each.push(began.elapsed());
+                    }
+                    each
+                })
+            })
+            .collect();
+        let each: Vec<Duration> = tasks
+            .into_iter()
+            .flat_map(|task| RUNTIME.block_on(task).expect("a task"))
+            .collect();
+        let mut sample = Sample {
+            each,
+            total: started.elapsed(),
+        };
         let after = store.stats();
         let batches = (after.batches - before.batches) as f64;
+        let (p50, p99) = (sample.percentile(50), sample.percentile(99));
         println!(
-            "accounts/{count}: {:.3} statements and {:.4} transactions per message",
+            "| {count} | {rows} | {:.0} | {p50:.1} | {p99:.1} | {:.3} | {:.4} |",
+            sample.per_second(),
             (after.statements - before.statements) as f64 / batches,
             (after.transactions - before.transactions) as f64 / batches,
         );
     }
-    group.finish();
 }
 
-fn rows(criterion: &mut Criterion, cluster: &Cluster) {
-    let mut group = criterion.benchmark_group("postgres rows");
-    for count in [1_u32, 10, 100, 1000] {
-        let store = open(cluster);
-        let mut owner = Owner::create(&store, "acme", "main");
-        group.throughput(Throughput::Elements(u64::from(count)));
-        group.bench_function(BenchmarkId::from_parameter(count), |bench| {
-            bench.iter(|| {
-                let batch = batch(&mut owner, (1..=count).map(|n| (Key::PreKey(n), 300)));
-                assert_eq!(
-                    block_on(store.commit(vec![batch])).expect("commit"),
-                    [Outcome::Committed]
-                );
-            });
-        });
+fn beat(store: &PgStore, who: Incarnation) -> Duration {
+    let beat = Beat {
+        draining: false,
+        accounts: 0,
+        ttl: HOUR,
+    };
+    let began = Instant::now();
+    block_on(store.beat(who, beat)).expect("beat");
+    began.elapsed()
+}
+
+/// Two hosts for eight seconds.
+fn ownership(cluster: &Cluster) {
+    println!(
+        "\n| accounts | statements/s of both hosts | transactions/s of the server | beat p50 ms | orphans p50 ms | \
+         half of them taken over, ms |\n|---|---|---|---|---|---|"
+    );
+    for count in [10_usize, 1_000, 10_000] {
+        let database = cluster.empty_database();
+        let stores = [open(cluster, &database), open(cluster, &database)];
+        let hosts = [join(&stores[0]), join(&stores[1])];
+        cluster.sql(
+            &database,
+            &format!(
+                "INSERT INTO baton_tenant SELECT 't' || n FROM generate_series(0, 99) n;
+                 INSERT INTO baton_device (business_id, name) SELECT 't' || n % 100, 'a' || n FROM generate_series(1, {count}) n;
+                 INSERT INTO baton_fence (business_id, device_id, sealed_timeline, sealed_generation)
+                   SELECT business_id, device_id, 1, 1 FROM baton_device;
+                 INSERT INTO baton_placement (business_id, device_id, run) SELECT business_id, device_id, true FROM baton_device;
+                 ANALYZE"
+            ),
+        );
+        let mut all: Vec<AccountId> = Vec::new();
+        while let Ok(page) = block_on(stores[0].orphans(all.last().cloned(), 1000)) {
+            if page.is_empty() {
+                break;
+            }
+            all.extend(page.into_iter().map(|orphan| orphan.account));
+        }
+        assert_eq!(all.len(), count);
+        let halves = all.split_at(count / 2);
+        for (n, half) in [halves.0, halves.1].into_iter().enumerate() {
+            let claims = block_on(stores[n].claim(hosts[n], half.to_vec())).expect("claim");
+            assert!(
+                claims
+                    .iter()
+                    .all(|claim| matches!(claim, Claim::Granted(_)))
+            );
+        }
+        // Presence has to settle.
+        for (store, &who) in stores.iter().zip(&hosts) {
+            beat(store, who);
+        }
+        std::thread::sleep(Duration::from_secs(2));
+        let sent = || {
+            stores
+                .iter()
+                .map(|store| store.stats().statements)
+                .sum::<u64>()
+        };
+        let transactions = || {
+            cluster.sql(&database, "SELECT pg_stat_clear_snapshot()");
+            let sql = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()";
+            cluster.sql(&database, sql)[0].get::<i64, _>(0)
+        };
+        let (before, begun, started) = (sent(), transactions(), Instant::now());
+        let (mut beats, mut looks) = (Vec::new(), Vec::new());
+        for second in 0..8 {
+            for (store, &who) in stores.iter().zip(&hosts) {
+                beats.push(beat(store, who));
+                if second % 2 == 0 {
+                    let began = Instant::now();
+                    assert_eq!(block_on(store.orphans(None, 100)), Ok(vec![]));
+                    looks.push(began.elapsed());
+                }
+            }
+            let next = Duration::from_secs(second + 1);
+            std::thread::sleep(next.saturating_sub(started.elapsed()));
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        let statements = (sent() - before) as f64 / seconds;
+        // Statistics come with up to a second's delay, at both ends alike. Two of them are our own question.
+        let transactions = (transactions() - begun - 2) as f64 / seconds;
+        let middle = |each: Vec<Duration>| {
+            let total = Duration::ZERO;
+            Sample { each, total }.percentile(50)
+        };
+        let began = Instant::now();
+        assert_eq!(
+            block_on(stores[0].declare_dead(hosts[0], hosts[1])),
+            Ok(true)
+        );
+        let claims = block_on(stores[0].claim(hosts[0], halves.1.to_vec())).expect("claim");
+        assert!(
+            claims
+                .iter()
+                .all(|claim| matches!(claim, Claim::Granted(_)))
+        );
+        let taken = began.elapsed().as_secs_f64() * 1e3;
+        println!(
+            "| {count} | {statements:.1} | {transactions:.1} | {:.1} | {:.1} | {taken:.0} |",
+            middle(beats),
+            middle(looks),
+        );
     }
-    group.finish();
-}
-
-fn load(criterion: &mut Criterion, cluster: &Cluster) {
-    let store = open(cluster);
-    let mut owner = Owner::create(&store, "acme", "main");
-    let batch = batch(&mut owner, (1..=1000).map(|n| (Key::PreKey(n), 1500)));
-    block_on(store.commit(vec![batch])).expect("commit");
-    criterion.bench_function("postgres load", |bench| {
-        bench.iter(|| {
-            let keys = [3, 500, 77, 998, 1].map(Key::PreKey).to_vec();
-            black_box(block_on(store.load(&owner.id, keys)).expect("load"))
-        });
-    });
-}
-
-fn renew(criterion: &mut Criterion, cluster: &Cluster) {
-    let mut group = criterion.benchmark_group("postgres renew");
-    for count in [1_usize, 1000] {
-        let store = open(cluster);
-        let leases: Vec<_> = (0..count)
-            .map(|n| Owner::create(&store, &format!("tenant-{}", n % 20), &format!("a{n}")))
-            .map(|owner| (owner.id, owner.epoch))
-            .collect();
-        group.throughput(Throughput::Elements(count as u64));
-        group.bench_function(BenchmarkId::from_parameter(count), |bench| {
-            bench.iter(|| {
-                let renewed = store.renew(Incarnation(1), leases.clone(), HOUR);
-                black_box(block_on(renewed).expect("renew"))
-            });
-        });
-    }
-    group.finish();
 }
 
 fn main() {
+    // As the harness of cargo is asked for a list of tests: there is none.
+    if std::env::args().any(|argument| argument == "--list" || argument == "--test") {
+        return;
+    }
     let Some(cluster) = Cluster::start(&[]) else {
         return;
     };
-    let mut criterion = Criterion::default()
-        .warm_up_time(Duration::from_millis(500))
-        .measurement_time(Duration::from_secs(4))
-        .sample_size(30)
-        .configure_from_args();
-    floors(&mut criterion, &cluster);
-    accounts(&mut criterion, &cluster);
-    rows(&mut criterion, &cluster);
-    load(&mut criterion, &cluster);
-    renew(&mut criterion, &cluster);
-    criterion.final_summary();
+    floors(&cluster);
+    commits(&cluster);
+    ownership(&cluster);
 }

@@ -10,10 +10,10 @@
 
 use crate::{
     error::{Blame, Failure},
-    fenced::{LockedFences, transact},
+    fenced::{LockedFences, confirm, transact},
     pool::Pool,
 };
-use baton_core::state::{AccountId, Batch, Outcome, StoreError, rules};
+use baton_core::state::{AccountId, Batch, Outcome, StoreError, Term, rules};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
@@ -32,10 +32,16 @@ const GROUP: usize = 1024;
 /// Bytes of records in one transaction, if it has more than one batch.
 const GROUP_BYTES: usize = 16 << 20;
 
-/// The batches of one call that belong to one lane, and whoever waits for them.
+/// The part of one call that belongs to one lane, and whoever waits for it.
 pub(crate) struct Job {
-    pub(crate) batches: Vec<Batch>,
+    pub(crate) work: Work,
     pub(crate) answer: oneshot::Sender<Result<Vec<Outcome>, StoreError>>,
+}
+
+/// What a lane does: both move fences, and have to stay in the order of the calls.
+pub(crate) enum Work {
+    Commit(Vec<Batch>),
+    Confirm(Vec<(AccountId, Term)>),
 }
 
 /// What a lane needs to know.
@@ -44,6 +50,8 @@ pub(crate) struct Lane {
     pub(crate) pool: Arc<Pool>,
     pub(crate) deadline: Duration,
     pub(crate) tenants: usize,
+    /// Refuse to commit without a synchronous standby.
+    pub(crate) synchronous: bool,
     pub(crate) batches: Arc<AtomicU64>,
 }
 
@@ -63,7 +71,19 @@ impl Lane {
         let mut group: Vec<(usize, &Batch)> = Vec::new();
         let mut size = Size::default();
         for (n, job) in jobs.iter().enumerate() {
-            for batch in &job.batches {
+            let batches = match &job.work {
+                Work::Commit(batches) => batches,
+                Work::Confirm(terms) => {
+                    self.finish(&mut group, &mut outcomes).await;
+                    size = Size::default();
+                    if let Some(outcome) = outcomes.get_mut(n) {
+                        let work = confirm(&self.pool, terms, self.synchronous);
+                        *outcome = within(self.deadline, work).await.map_err(StoreError::from);
+                    }
+                    continue;
+                }
+            };
+            for batch in batches {
                 if !size.add(batch, self.tenants) {
                     self.finish(&mut group, &mut outcomes).await;
                     size = Size::default();
@@ -86,6 +106,9 @@ impl Lane {
         group: &mut Vec<(usize, &Batch)>,
         outcomes: &mut [Result<Vec<Outcome>, StoreError>],
     ) {
+        if group.is_empty() {
+            return;
+        }
         let batches: Vec<&Batch> = group.iter().map(|(_, batch)| *batch).collect();
         self.batches
             .fetch_add(batches.len() as u64, Ordering::Relaxed);
@@ -175,7 +198,11 @@ impl Lane {
         batches: &[&Batch],
         locked: LockedFences,
     ) -> Result<Vec<Option<Outcome>>, Failure> {
-        within(self.deadline, transact(&self.pool, batches, locked)).await
+        within(
+            self.deadline,
+            transact(&self.pool, batches, locked, self.synchronous),
+        )
+        .await
     }
 }
 
@@ -262,7 +289,7 @@ impl<'a> Size<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use baton_core::state::{BusinessId, Epoch, Key, Record, Seq, UnixMillis};
+    use baton_core::state::{BusinessId, Epoch, Incarnation, Key, Record, Seal, Seq, UnixMillis};
 
     fn batch(tenant: &str, bytes: usize) -> Batch {
         Batch {
@@ -270,8 +297,13 @@ mod tests {
                 business: BusinessId::new(tenant).unwrap(),
                 device: 1,
             },
-            epoch: Epoch(1),
+            term: Term {
+                epoch: Epoch(1),
+                holder: Incarnation(1),
+                history: Seal::FIRST,
+            },
             seq: Seq(1),
+            reseal: false,
             at: UnixMillis(0),
             rows: [(Key::Counters, Some(Record(vec![0; bytes].into())))].into(),
         }

@@ -3,11 +3,12 @@
 use crate::{
     commit::{by_account, set},
     error::Failure,
-    pool::{Mode, Pool, Run as _, Transaction},
-    schema::{Keys, number, statements, unsigned},
+    pool::{Mode, Pool, Run as _, Scope, Transaction},
+    schema::{Keys, holder, incarnation, number, seal, statements, unsigned},
 };
 use baton_core::state::{
-    AccountId, Batch, Epoch, Key, Outcome, Record, StoreError, Table, UnixMillis,
+    AccountId, Batch, Epoch, Fence, Key, Outcome, Record, Seal, Seq, StoreError, Table, Term,
+    UnixMillis,
 };
 use sqlx::Row as _;
 use std::{collections::BTreeMap, sync::Arc};
@@ -31,13 +32,14 @@ pub(crate) async fn transact(
     pool: &Arc<Pool>,
     batches: &[&Batch],
     locked: LockedFences,
+    synchronous: bool,
 ) -> Result<Vec<Option<Outcome>>, Failure> {
     let tenants = batches.iter().map(|batch| &batch.account.business);
     let mut transaction = pool
-        .begin(Mode::Write, tenants)
+        .begin(Mode::Write, Scope::Tenants(tenants.collect()))
         .await
         .map_err(Failure::begin)?;
-    let result = apply(&mut transaction, batches, locked).await;
+    let result = apply(&mut transaction, batches, locked, synchronous).await;
     transaction.finish(result).await
 }
 
@@ -45,30 +47,39 @@ async fn apply(
     transaction: &mut Transaction,
     batches: &[&Batch],
     locked: LockedFences,
+    synchronous: bool,
 ) -> Result<Vec<Option<Outcome>>, Failure> {
     let mut outcomes: Vec<Option<Outcome>> = vec![None; batches.len()];
     let accounts: Vec<Account<'_>> = by_account(batches, &outcomes)
         .into_iter()
-        .map(|(id, places)| Account::new(id, places, batches))
+        .filter_map(|(id, places)| Account::new(id, places, batches))
         .collect();
-    let fences = move_fences(transaction, &accounts, locked).await?;
+    let found = move_fences(transaction, &accounts, locked).await?;
+    found.check_durability(synchronous)?;
 
     let mut rows = Rows::default();
     let mut corrections = Vec::new();
-    for (account, fence) in accounts.iter().zip(&fences) {
-        let Some(fence) = fence else { continue };
-        let mut applied = fence.applied;
+    for (account, guarded) in accounts.iter().zip(found.fences) {
+        let Some(Guarded { mut fence, moved }) = guarded else {
+            continue;
+        };
+        let stands = if moved {
+            (fence.applied.max(account.run.last), found.history)
+        } else {
+            (fence.applied, fence.sealed)
+        };
+        let mut answered = false;
         for &(place, batch) in &account.batches {
-            let outcome = judge(batch, fence.epoch, &mut applied, || rows.add(batch));
+            let outcome = fence.admit(batch, found.history).unwrap_or_else(|| {
+                rows.add(batch);
+                Outcome::Committed
+            });
+            // Also what was applied before is answered by a write: only that proves that the earlier one is durable.
+            answered |= outcome == Outcome::Committed;
             set(&mut outcomes, &[place], vec![Some(outcome)]);
         }
-        let moved_to = if fence.moved {
-            account.last
-        } else {
-            fence.applied
-        };
-        if applied != moved_to {
-            corrections.push((account.id, fence.epoch, moved_to, applied));
+        if stands != (fence.applied, fence.sealed) || answered && !moved {
+            corrections.push((account.id, fence));
         }
     }
     correct_fences(transaction, &corrections).await?;
@@ -76,98 +87,111 @@ async fn apply(
     Ok(outcomes)
 }
 
-/// The rule of writing, as [`Store`](baton_core::state::Store) has it. The epoch is judged first: a deposed holder that
-/// sends its last batch again must not take the successor's batch of the same number for its own.
-fn judge(batch: &Batch, epoch: u64, applied: &mut u64, write: impl FnOnce()) -> Outcome {
-    let seq = batch.seq.0;
-    if batch.epoch.0 < epoch {
-        Outcome::Fenced { by: Epoch(epoch) }
-    } else if batch.epoch.0 > epoch {
-        Outcome::Rejected(format!(
-            "epoch {} was never granted; {epoch} is in force",
-            batch.epoch.0
-        ))
-    } else if seq <= *applied {
-        Outcome::Committed
-    } else if seq - *applied > 1 {
-        Outcome::Rejected(format!("batch {seq} does not follow {applied}"))
-    } else {
-        *applied = seq;
-        write();
-        Outcome::Committed
-    }
-}
-
 /// The batches of one account in a transaction, in order.
 struct Account<'a> {
     id: &'a AccountId,
     /// With their places in the call.
     batches: Vec<(usize, &'a Batch)>,
-    epoch: Epoch,
-    /// First and last of the unbroken run of numbers at the beginning: all of them, unless somebody is confused.
-    first: u64,
-    last: u64,
+    run: Run,
+}
+
+/// The unbroken run of numbers of one term at the beginning: all batches, unless somebody is confused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    term: Term,
+    /// The first of them re-seals.
+    reseal: bool,
+    first: Seq,
+    last: Seq,
 }
 
 impl<'a> Account<'a> {
-    fn new(id: &'a AccountId, places: Vec<usize>, batches: &[&'a Batch]) -> Self {
+    fn new(id: &'a AccountId, places: Vec<usize>, batches: &[&'a Batch]) -> Option<Self> {
         let batches: Vec<(usize, &'a Batch)> = places
             .into_iter()
             .filter_map(|place| Some((place, *batches.get(place)?)))
             .collect();
-        let (epoch, first) = match batches.first() {
-            Some((_, batch)) => (batch.epoch, batch.seq.0),
-            None => (Epoch(0), 0),
-        };
-        let mut last = first;
+        let (_, first) = *batches.first()?;
+        let mut last = first.seq;
         for (_, batch) in batches.iter().skip(1) {
-            if batch.epoch != epoch || batch.seq.0 != last + 1 {
+            if batch.term != first.term || batch.seq != last.next() {
                 break;
             }
-            last += 1;
+            last = batch.seq;
         }
-        Self {
-            id,
-            batches,
-            epoch,
-            first,
+        let run = Run {
+            term: first.term,
+            reseal: first.reseal,
+            first: first.seq,
             last,
-        }
+        };
+        Some(Self { id, batches, run })
     }
 }
 
+/// What was found of a call's accounts.
+struct Found {
+    history: Seal,
+    fences: Vec<Option<Guarded>>,
+    /// The server's `synchronous_commit` and `synchronous_standby_names`.
+    durability: Option<(String, String)>,
+}
+
 /// A fence as it was before the transaction, and whether it stands at the end of the account's run now.
-struct Fence {
-    epoch: u64,
-    applied: u64,
+struct Guarded {
+    fence: Fence,
     moved: bool,
 }
 
-/// Locks the fence of each account and moves it to the end of its run, if epoch and number are right. What the fence
-/// held under the lock comes back, so that everything else is judged by that. `None` if it is not there, or locked.
+impl Found {
+    /// A setting of the session that the server took over after the store was opened would make every answer a lie.
+    fn check_durability(&self, synchronous: bool) -> Result<(), Failure> {
+        let why = match &self.durability {
+            Some((commit, _)) if commit == "off" => {
+                "synchronous_commit has been switched off: a commit would not survive a power cut"
+            }
+            Some((commit, names)) if synchronous && (commit == "local" || names.is_empty()) => {
+                "no synchronous standby is configured any more: a commit would not survive the loss of the server"
+            }
+            _ => return Ok(()),
+        };
+        Err(StoreError::Refused(why.to_owned()).into())
+    }
+}
+
+/// Locks the fence of each account and moves it to the end of its run, if term, seal and number are right. What the
+/// fence held under the lock comes back, so that everything else is judged by that. `None` if it is not there, or
+/// locked.
 async fn move_fences(
     transaction: &mut Transaction,
     accounts: &[Account<'_>],
     locked: LockedFences,
-) -> Result<Vec<Option<Fence>>, Failure> {
+) -> Result<Found, Failure> {
     // The conditions are on what was read under the lock, not on what the statement saw when it began. `m` finds the
     // row by its key alone for that reason. In the order of keys, so that nobody waits in a circle.
     macro_rules! guard {
         ($locked:literal) => {
             concat!(
-                "WITH w AS (SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[]) \
-                 WITH ORDINALITY AS w(business_id, device_id, epoch, first, last, n)), \
-                 l AS MATERIALIZED (SELECT w.n, w.epoch AS claimed, w.first, w.last, \
-                   f.business_id, f.device_id, f.epoch, f.applied \
-                   FROM w JOIN baton_fence f ON f.business_id = w.business_id AND f.device_id = w.device_id \
+                "WITH w AS (SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], \
+                   $6::bigint[], $7::bool[], $8::bigint[], $9::bigint[]) \
+                   WITH ORDINALITY AS w(business_id, device_id, epoch, holder, timeline, generation, reseal, first, last, n)), \
+                 h AS MATERIALIZED (SELECT baton_timeline() AS timeline, generation FROM baton_cluster), \
+                 l AS MATERIALIZED (SELECT w.n, w.first, w.last, f.business_id, f.device_id, f.epoch, f.holder, f.applied, \
+                   f.sealed_timeline, f.sealed_generation, f.epoch = w.epoch AND f.holder = w.holder \
+                     AND w.timeline = h.timeline AND w.generation = h.generation \
+                     AND (f.sealed_timeline = h.timeline AND f.sealed_generation = h.generation AND f.applied >= w.first - 1 \
+                       OR w.reseal AND f.applied = w.first - 1) AS fits \
+                   FROM h, w JOIN baton_fence f ON f.business_id = w.business_id AND f.device_id = w.device_id \
                    ORDER BY f.business_id, f.device_id FOR UPDATE OF f ",
                 $locked,
-                "), m AS (UPDATE baton_fence f SET applied = l.last FROM l \
-                 WHERE f.business_id = l.business_id AND f.device_id = l.device_id \
-                 AND l.epoch = l.claimed AND l.applied BETWEEN l.first - 1 AND l.last - 1 \
-                 RETURNING l.n) \
-                 SELECT l.n, l.epoch, l.applied, m.n IS NOT NULL, current_setting('synchronous_commit') = 'off' \
-                 FROM l LEFT JOIN m ON m.n = l.n"
+                "), m AS (UPDATE baton_fence f SET applied = greatest(l.applied, l.last), commit_seq = f.commit_seq + 1, \
+                   sealed_timeline = h.timeline, sealed_generation = h.generation FROM l, h \
+                   WHERE f.business_id = l.business_id AND f.device_id = l.device_id AND l.fits \
+                   RETURNING l.n) \
+                 SELECT l.n, l.epoch, l.holder, l.applied, l.sealed_timeline, l.sealed_generation, m.n IS NOT NULL, \
+                   h.timeline, h.generation, current_setting('synchronous_commit'), \
+                   current_setting('synchronous_standby_names') \
+                 FROM h CROSS JOIN l LEFT JOIN m ON m.n = l.n"
             )
         };
     }
@@ -175,66 +199,85 @@ async fn move_fences(
         LockedFences::Skip => guard!("SKIP LOCKED"),
         LockedFences::Wait => guard!(""),
     };
-    let column = |value: fn(&Account<'_>) -> i64| accounts.iter().map(value).collect::<Vec<_>>();
+    let column = |value: fn(&Run) -> i64| {
+        let runs = accounts.iter().map(|account| &account.run);
+        runs.map(value).collect::<Vec<i64>>()
+    };
     let businesses: Vec<&str> = accounts
         .iter()
         .map(|account| account.id.business.as_str())
         .collect();
-    let found = sqlx::query(sql)
+    let devices: Vec<i64> = accounts
+        .iter()
+        .map(|account| number(account.id.device))
+        .collect();
+    let reseal: Vec<bool> = accounts.iter().map(|account| account.run.reseal).collect();
+    let rows = sqlx::query(sql)
         .bind(businesses)
-        .bind(column(|account| number(account.id.device)))
-        .bind(column(|account| number(account.epoch.0)))
-        .bind(column(|account| number(account.first)))
-        .bind(column(|account| number(account.last)))
+        .bind(devices)
+        .bind(column(|run| number(run.term.epoch.0)))
+        .bind(column(|run| holder(run.term.holder)))
+        .bind(column(|run| i64::from(run.term.history.timeline)))
+        .bind(column(|run| i64::from(run.term.history.generation)))
+        .bind(reseal)
+        .bind(column(|run| number(run.first.0)))
+        .bind(column(|run| number(run.last.0)))
         .all(transaction)
         .await?;
-    let mut fences: Vec<Option<Fence>> = accounts.iter().map(|_| None).collect();
-    for row in found {
-        if row.try_get(4)? {
-            let why =
-                "synchronous_commit has been switched off: a commit would not survive a power cut";
-            return Err(StoreError::Refused(why.to_owned()).into());
-        }
+    let mut found = Found {
+        history: Seal::default(),
+        fences: accounts.iter().map(|_| None).collect(),
+        durability: None,
+    };
+    for row in rows {
         let n = usize::try_from(row.try_get::<i64, _>(0)?).unwrap_or(0);
-        if let Some(fence) = n.checked_sub(1).and_then(|n| fences.get_mut(n)) {
-            *fence = Some(Fence {
-                epoch: unsigned(row.try_get(1)?),
-                applied: unsigned(row.try_get(2)?),
-                moved: row.try_get(3)?,
-            });
+        let fence = Fence {
+            epoch: Epoch(unsigned(row.try_get(1)?)),
+            holder: row.try_get::<Option<i64>, _>(2)?.map(incarnation),
+            applied: Seq(unsigned(row.try_get(3)?)),
+            sealed: seal(&row, 4)?,
+            // Whoever is retired has no holder, which says it all.
+            retired: false,
+        };
+        let moved = row.try_get(6)?;
+        found.history = seal(&row, 7)?;
+        found.durability = Some((row.try_get(9)?, row.try_get(10)?));
+        if let Some(place) = n.checked_sub(1).and_then(|n| found.fences.get_mut(n)) {
+            *place = Some(Guarded { fence, moved });
         }
     }
-    Ok(fences)
+    Ok(found)
 }
 
-/// For calls that were not one unbroken run, such as a batch sent twice: moves the fence to where they have got.
+/// For calls that were not one unbroken run, and for those that repeat an old one: moves the fence to where they have
+/// got. The fences are locked, and nothing but where they stand changes.
 async fn correct_fences(
     transaction: &mut Transaction,
-    corrections: &[(&AccountId, u64, u64, u64)],
+    corrections: &[(&AccountId, Fence)],
 ) -> Result<(), Failure> {
     if corrections.is_empty() {
         return Ok(());
     }
     let businesses: Vec<&str> = corrections
         .iter()
-        .map(|(id, ..)| id.business.as_str())
+        .map(|(id, _)| id.business.as_str())
         .collect();
-    let devices: Vec<i64> = corrections.iter().map(|c| number(c.0.device)).collect();
-    let epochs: Vec<i64> = corrections.iter().map(|c| number(c.1)).collect();
-    let from: Vec<i64> = corrections.iter().map(|c| number(c.2)).collect();
-    let to: Vec<i64> = corrections.iter().map(|c| number(c.3)).collect();
+    let column = |value: fn(&(&AccountId, Fence)) -> i64| {
+        corrections.iter().map(value).collect::<Vec<i64>>()
+    };
     let moved = sqlx::query(
-        "UPDATE baton_fence f SET applied = c.after \
-         FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[]) \
-         AS c(business_id, device_id, epoch, before, after) \
-         WHERE f.business_id = c.business_id AND f.device_id = c.device_id \
-         AND f.epoch = c.epoch AND f.applied = c.before",
+        "UPDATE baton_fence f SET applied = c.applied, sealed_timeline = c.timeline, \
+           sealed_generation = c.generation, commit_seq = f.commit_seq + 1 \
+         FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[]) \
+         AS c(business_id, device_id, epoch, applied, timeline, generation) \
+         WHERE f.business_id = c.business_id AND f.device_id = c.device_id AND f.epoch = c.epoch",
     )
     .bind(businesses)
-    .bind(devices)
-    .bind(epochs)
-    .bind(from)
-    .bind(to)
+    .bind(column(|(id, _)| number(id.device)))
+    .bind(column(|(_, fence)| number(fence.epoch.0)))
+    .bind(column(|(_, fence)| number(fence.applied.0)))
+    .bind(column(|(_, fence)| i64::from(fence.sealed.timeline)))
+    .bind(column(|(_, fence)| i64::from(fence.sealed.generation)))
     .run(transaction)
     .await?;
     if moved == corrections.len() as u64 {
@@ -242,6 +285,86 @@ async fn correct_fences(
     } else {
         // Cannot be: the fences are locked. Nothing is committed rather than something wrong.
         Err(StoreError::Unavailable("a fence has moved under its lock".to_owned()).into())
+    }
+}
+
+/// See [`Store::confirm`](baton_core::state::Store::confirm): the guard of a commit without the commit. A write, so that
+/// it comes behind whatever still has the fence locked, and is as durable as what it confirms.
+pub(crate) async fn confirm(
+    pool: &Arc<Pool>,
+    terms: &[(AccountId, Term)],
+    synchronous: bool,
+) -> Result<Vec<Outcome>, Failure> {
+    if terms.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut transaction = pool
+        .begin(Mode::Write, Scope::Fleet)
+        .await
+        .map_err(Failure::begin)?;
+    let result = confirm_fences(&mut transaction, terms, synchronous).await;
+    transaction.finish(result).await
+}
+
+async fn confirm_fences(
+    transaction: &mut Transaction,
+    terms: &[(AccountId, Term)],
+    synchronous: bool,
+) -> Result<Vec<Outcome>, Failure> {
+    let businesses: Vec<&str> = terms.iter().map(|(id, _)| id.business.as_str()).collect();
+    let column =
+        |value: fn(&(AccountId, Term)) -> i64| terms.iter().map(value).collect::<Vec<i64>>();
+    let rows = sqlx::query(
+        "WITH w AS (SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[]) \
+           WITH ORDINALITY AS w(business_id, device_id, epoch, holder, timeline, generation, n)), \
+         h AS MATERIALIZED (SELECT baton_timeline() AS timeline, generation FROM baton_cluster), \
+         l AS MATERIALIZED (SELECT w.n, f.business_id, f.device_id, f.epoch, f.holder, f.epoch = w.epoch \
+             AND f.holder = w.holder AND w.timeline = h.timeline AND w.generation = h.generation AS fits \
+           FROM h, w JOIN baton_fence f ON f.business_id = w.business_id AND f.device_id = w.device_id \
+           ORDER BY f.business_id, f.device_id FOR UPDATE OF f), \
+         m AS (UPDATE baton_fence f SET commit_seq = f.commit_seq + 1 FROM l \
+           WHERE f.business_id = l.business_id AND f.device_id = l.device_id AND l.fits) \
+         SELECT l.n, l.epoch, l.holder, h.timeline, h.generation, current_setting('synchronous_commit'), \
+           current_setting('synchronous_standby_names') FROM h CROSS JOIN l",
+    )
+    .bind(businesses)
+    .bind(column(|(id, _)| number(id.device)))
+    .bind(column(|(_, term)| number(term.epoch.0)))
+    .bind(column(|(_, term)| holder(term.holder)))
+    .bind(column(|(_, term)| i64::from(term.history.timeline)))
+    .bind(column(|(_, term)| i64::from(term.history.generation)))
+    .all(transaction)
+    .await?;
+    let none = || Outcome::Rejected("no such account".to_owned());
+    let mut outcomes: Vec<Outcome> = terms.iter().map(|_| none()).collect();
+    let mut found = Found {
+        history: Seal::default(),
+        fences: Vec::new(),
+        durability: None,
+    };
+    for row in rows {
+        found.history = seal(&row, 3)?;
+        found.durability = Some((row.try_get(5)?, row.try_get(6)?));
+        let n = usize::try_from(row.try_get::<i64, _>(0)?).unwrap_or(0);
+        let fence = Fence {
+            epoch: Epoch(unsigned(row.try_get(1)?)),
+            holder: row.try_get::<Option<i64>, _>(2)?.map(incarnation),
+            ..Fence::new(found.history)
+        };
+        if let Some(place) = n.checked_sub(1)
+            && let Some((_, term)) = terms.get(place)
+        {
+            let outcome = fence.refusal(term, found.history);
+            set_one(&mut outcomes, place, outcome.unwrap_or(Outcome::Committed));
+        }
+    }
+    found.check_durability(synchronous)?;
+    Ok(outcomes)
+}
+
+fn set_one<T>(values: &mut [T], place: usize, value: T) {
+    if let Some(slot) = values.get_mut(place) {
+        *slot = value;
     }
 }
 
@@ -374,7 +497,7 @@ impl<'a> Deletes<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use baton_core::state::{BusinessId, Seq};
+    use baton_core::state::{BusinessId, Incarnation};
 
     fn batch(epoch: u64, seq: u64) -> Batch {
         Batch {
@@ -382,15 +505,20 @@ mod tests {
                 business: BusinessId::default(),
                 device: 1,
             },
-            epoch: Epoch(epoch),
+            term: Term {
+                epoch: Epoch(epoch),
+                holder: Incarnation(1),
+                history: Seal::FIRST,
+            },
             seq: Seq(seq),
+            reseal: false,
             at: UnixMillis(0),
             rows: BTreeMap::new(),
         }
     }
 
     #[test]
-    fn a_run_ends_where_the_numbers_or_the_epoch_break() {
+    fn a_run_ends_where_the_numbers_or_the_term_break() {
         let run = |batches: &[(u64, u64)]| {
             let batches: Vec<Batch> = batches
                 .iter()
@@ -398,8 +526,10 @@ mod tests {
                 .collect();
             let batches: Vec<&Batch> = batches.iter().collect();
             let places = (0..batches.len()).collect();
-            let account = Account::new(&batches[0].account, places, &batches);
-            (account.epoch.0, account.first, account.last)
+            let run = Account::new(&batches[0].account, places, &batches)
+                .unwrap()
+                .run;
+            (run.term.epoch.0, run.first.0, run.last.0)
         };
         assert_eq!(run(&[(3, 7)]), (3, 7, 7));
         assert_eq!(run(&[(3, 7), (3, 8), (3, 9)]), (3, 7, 9));

@@ -7,16 +7,22 @@
 //! Schema, guarantees and what happens under which fault: `docs/stores.md`.
 #![warn(missing_docs)]
 
-mod calls;
+mod accounts;
 mod commit;
+mod direct;
 mod error;
 mod fenced;
+mod hosts;
 mod migrate;
 mod open;
+mod ownership;
 mod pool;
+mod presence;
+mod rows;
 mod schema;
 mod store;
 
 pub use migrate::SCHEMA_VERSION;
-pub use open::OpenError;
+pub use open::{Durability, OpenError};
+pub use presence::Presence;
 pub use store::{Options, PgStore, Stats};

@@ -19,22 +19,22 @@ struct Migration {
 }
 
 /// Version 1 is the first of these.
-const MIGRATIONS: &[Migration] = &[Migration {
-    name: "accounts",
-    sql: include_str!("../migrations/0001_accounts.sql"),
-    compatible_from: 1,
-}];
+const MIGRATIONS: &[Migration] = &[
+    Migration {
+        name: "accounts",
+        sql: include_str!("../migrations/0001_accounts.sql"),
+        compatible_from: 1,
+    },
+    Migration {
+        name: "hosts",
+        sql: include_str!("../migrations/0002_hosts.sql"),
+        // Leases of accounts are gone, and commits have more to compare.
+        compatible_from: 2,
+    },
+];
 
 /// The schema version this program writes.
 pub const SCHEMA_VERSION: u32 = MIGRATIONS.len() as u32;
-
-/// The lowest epoch that may be given on this timeline of the database.
-///
-/// A failover that loses commits may lose a claim, and the next claim would then give the same epoch to somebody else.
-/// It also begins a new timeline, so epochs of the new one start above all of the old. 2^40 claims per timeline and
-/// 2^23 timelines fit.
-pub(crate) const TIMELINE: &str = "SELECT \
-    ((('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint - 1) << 40) + 1";
 
 /// Any number that nobody else locks: `baton` in ASCII.
 const LOCK: i64 = 0x62_61_74_6f_6e;

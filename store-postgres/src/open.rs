@@ -4,7 +4,7 @@ use crate::{
     Options,
     error::{explain, state},
     migrate,
-    pool::{Mode, Pool, Run as _, Transaction},
+    pool::{Mode, Pool, Run as _, Scope, Transaction},
 };
 use sqlx::Row as _;
 use std::sync::Arc;
@@ -54,6 +54,11 @@ pub enum OpenError {
         "synchronous_commit is off for this database or role: a commit would not survive a power cut"
     )]
     NotDurable,
+    /// [`Options::require_sync`], and a commit would not wait for another server.
+    #[error(
+        "commits would not survive the loss of the server ({0}): configure a synchronous standby, or do not require one"
+    )]
+    NotSynchronous(String),
     /// The tables are missing or old, and the options say to leave them alone.
     #[error(
         "the database has schema version {found}, this program needs {known}: migrate it first"
@@ -126,23 +131,29 @@ impl OpenError {
     }
 }
 
-/// What the server can do.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Server {
-    /// It tells which timeline it is on, so that an epoch is not given twice after a failover that lost commits.
-    pub(crate) timeline: bool,
+/// What a commit that was answered survives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// A crash of the server, not its loss: a failover may undo the last commits. They are noticed as lost, and fenced.
+    Server,
+    /// The loss of the server too, as long as one of the synchronous standbys takes over.
+    Synchronous,
 }
 
 /// Checks server, schema and rights; brings the schema up to date if it may.
-pub(crate) async fn prepare(pool: &Arc<Pool>, options: &Options) -> Result<Server, OpenError> {
+pub(crate) async fn prepare(pool: &Arc<Pool>, options: &Options) -> Result<(), OpenError> {
     if let Some(role) = &options.role {
         migrate::check_role_name(role)?;
     }
     let sql = |error: sqlx::Error| OpenError::from_sql(pool, &error);
     let mut transaction = pool.begin_with("BEGIN").await.map_err(sql)?;
     let version = check_server(pool, &mut transaction).await?;
+    let replication = Replication::read(&mut transaction).await.map_err(sql)?;
     let found = migrate::found(pool, &mut transaction, options).await?;
     transaction.roll_back().await;
+    if options.require_sync {
+        replication.check().map_err(OpenError::NotSynchronous)?;
+    }
 
     let known = migrate::SCHEMA_VERSION;
     let mut ready = if found < known {
@@ -160,20 +171,72 @@ pub(crate) async fn prepare(pool: &Arc<Pool>, options: &Options) -> Result<Serve
     }
     ready?;
 
-    let probe = async {
-        let mut transaction = pool.begin(Mode::Read, []).await?;
-        let floor = sqlx::query(migrate::TIMELINE).one(&mut transaction).await;
-        transaction.roll_back().await;
-        floor
-    };
-    let timeline = match probe.await {
-        Ok(_) => true,
-        Err(error) => {
-            tracing::warn!(why = %explain(&error), "the server does not tell its timeline: a failover that loses commits may give an epoch twice");
-            false
+    let mut transaction = pool.begin(Mode::Read, Scope::Fleet).await.map_err(sql)?;
+    let told = sqlx::query(
+        "SELECT baton_timeline(), strpos(prosrc, 'pg_walfile_name') > 0 \
+         FROM pg_proc WHERE oid = 'baton_timeline()'::regprocedure",
+    )
+    .one(&mut transaction)
+    .await;
+    transaction.roll_back().await;
+    if !told.map_err(sql)?.try_get::<bool, _>(1).map_err(sql)? {
+        tracing::warn!(
+            "the server does not tell its timeline: raise the generation (renew_history) whenever a standby takes over"
+        );
+    }
+    Ok(())
+}
+
+/// What the server does with a commit, beside writing it to its own disk.
+pub(crate) struct Replication {
+    commit: String,
+    names: String,
+    /// Standbys that are connected; and synchronous ones among them, if we may know.
+    standbys: i64,
+    synchronous: Option<i64>,
+}
+
+impl Replication {
+    /// As the login of the connection: what standbys do is not shown to everybody.
+    pub(crate) async fn read(transaction: &mut Transaction) -> Result<Self, sqlx::Error> {
+        let row = sqlx::query(
+            "SELECT current_setting('synchronous_commit'), current_setting('synchronous_standby_names'), count(*), \
+               CASE WHEN count(*) = count(sync_state) THEN count(*) FILTER (WHERE sync_state IN ('sync', 'quorum')) END \
+             FROM pg_stat_replication",
+        )
+        .one(transaction)
+        .await?;
+        Ok(Self {
+            commit: row.try_get(0)?,
+            names: row.try_get(1)?,
+            standbys: row.try_get(2)?,
+            synchronous: row.try_get(3)?,
+        })
+    }
+
+    /// A commit waits for a standby if one is configured, connected or not: the setting alone decides.
+    pub(crate) fn durability(&self) -> Durability {
+        let waits = !matches!(self.commit.as_str(), "off" | "local");
+        if waits && !self.names.trim().is_empty() {
+            Durability::Synchronous
+        } else {
+            Durability::Server
         }
-    };
-    Ok(Server { timeline })
+    }
+
+    /// The sentence says what is missing.
+    fn check(&self) -> Result<(), String> {
+        if self.durability() == Durability::Server {
+            let (commit, names) = (&self.commit, &self.names);
+            return Err(format!(
+                "synchronous_commit is {commit}, synchronous_standby_names is '{names}'"
+            ));
+        }
+        match self.synchronous.unwrap_or(self.standbys) {
+            0 => Err("no synchronous standby is connected".to_owned()),
+            _ => Ok(()),
+        }
+    }
 }
 
 async fn check_server(pool: &Pool, transaction: &mut Transaction) -> Result<i32, OpenError> {
@@ -202,7 +265,7 @@ async fn check_server(pool: &Pool, transaction: &mut Transaction) -> Result<i32,
 /// The role that transactions run as must be able to do its work and nothing else.
 async fn check_role(pool: &Arc<Pool>, options: &Options) -> Result<(), OpenError> {
     let sql = |error: sqlx::Error| OpenError::from_sql(pool, &error);
-    let mut transaction = match (pool.begin(Mode::Write, []).await, &options.role) {
+    let mut transaction = match (pool.begin(Mode::Write, Scope::Fleet).await, &options.role) {
         (Ok(transaction), _) => transaction,
         // No such role, or not for this login.
         (Err(error), Some(role)) if matches!(state(&error), "22023" | "42501" | "42704") => {

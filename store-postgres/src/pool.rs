@@ -61,6 +61,22 @@ pub(crate) enum Mode {
     Read,
 }
 
+/// What a transaction may see: row-level security holds it to that, whatever its statements ask for.
+#[derive(Clone, Debug)]
+pub(crate) enum Scope<'a> {
+    /// The rows of these businesses.
+    Tenants(BTreeSet<&'a BusinessId>),
+    /// Fences and wishes of everybody, and no other rows of accounts: for what hosts do among themselves.
+    Fleet,
+}
+
+impl<'a> Scope<'a> {
+    /// The rows of one business.
+    pub(crate) fn tenant(business: &'a BusinessId) -> Self {
+        Self::Tenants(BTreeSet::from([business]))
+    }
+}
+
 /// An open transaction. Dropping it closes the connection, which undoes everything.
 pub(crate) struct Transaction {
     pool: Arc<Pool>,
@@ -88,19 +104,26 @@ impl Pool {
         })
     }
 
-    /// Begins a transaction that acts for `tenants` and nobody else.
-    pub(crate) async fn begin<'a>(
+    /// Begins a transaction that sees what `scope` says and nothing else.
+    pub(crate) async fn begin(
         self: &Arc<Self>,
         mode: Mode,
-        tenants: impl IntoIterator<Item = &'a BusinessId>,
+        scope: Scope<'_>,
     ) -> Result<Transaction, sqlx::Error> {
-        let tenants: BTreeSet<&BusinessId> = tenants.into_iter().collect();
         let mut begin = match mode {
             Mode::Write => "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; ".to_owned(),
             Mode::Read => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; ".to_owned(),
         };
         begin.push_str(&self.preamble);
-        begin.push_str("set_config('baton.businesses', '");
+        let (fleet, tenants) = match scope {
+            Scope::Tenants(tenants) => ("off", tenants),
+            Scope::Fleet => ("on", BTreeSet::new()),
+        };
+        // Both are always said, so that nothing that somebody left in the session counts.
+        let _ = write!(
+            begin,
+            "set_config('baton.fleet', '{fleet}', true), set_config('baton.businesses', '"
+        );
         for (n, tenant) in tenants.iter().enumerate() {
             // The characters of a business id mean nothing in SQL: see `BusinessId::new`.
             let comma = if n == 0 { "" } else { "," };
@@ -325,7 +348,7 @@ async fn open_writable(server: &PgConnectOptions) -> Result<PgConnection, sqlx::
 
 /// Splits `postgres://user:password@one:5432,two:5433/database?…` into one set of options per server. sqlx knows
 /// neither several hosts nor `target_session_attrs`; the store always wants a server that can write.
-fn parse(url: &str) -> Result<Vec<PgConnectOptions>, OpenError> {
+pub(crate) fn parse(url: &str) -> Result<Vec<PgConnectOptions>, OpenError> {
     let bad = |why: &str| OpenError::Url(why.to_owned());
     let (scheme, rest) = url
         .split_once("://")
@@ -384,7 +407,17 @@ fn configure(server: PgConnectOptions, options: &Options) -> PgConnectOptions {
     server
         .statement_cache_capacity(256)
         .options(limits(options))
+        .options(KEEPALIVE)
 }
+
+/// Lets the server notice that we are gone. sqlx cannot set the same for our end of the connection; there, deadlines
+/// do. All without effect on a local socket.
+pub(crate) const KEEPALIVE: [(&str, &str); 4] = [
+    ("tcp_keepalives_idle", "2"),
+    ("tcp_keepalives_interval", "1"),
+    ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "4000"),
+];
 
 /// Time limits that the server keeps, in milliseconds.
 fn limits(options: &Options) -> [(&'static str, String); 3] {
@@ -414,7 +447,7 @@ fn preamble(options: &Options) -> String {
     sql
 }
 
-fn place(server: &PgConnectOptions) -> String {
+pub(crate) fn place(server: &PgConnectOptions) -> String {
     match server.get_socket() {
         Some(socket) => format!("{}:{}", socket.display(), server.get_port()),
         None => format!("{}:{}", server.get_host(), server.get_port()),

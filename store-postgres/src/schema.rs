@@ -1,10 +1,15 @@
 //! Tables and their columns: how a [`Key`] becomes the columns of a row and comes back.
 
 use baton_core::{
-    jid::{Jid, Server},
-    state::{AccountId, EventSeq, Key, MessageId, Table},
+    jid::Server,
+    state::{
+        AccountId, Incarnation, Key, Seal, Table,
+        columns::{self, Column, Kind, Value},
+    },
 };
-use bytes::Bytes;
+
+pub(crate) use baton_core::state::columns::number;
+
 use sqlx::{Postgres, Row as _, postgres::PgArguments, postgres::PgRow, query::Query};
 use std::sync::LazyLock;
 
@@ -24,6 +29,8 @@ pub(crate) struct Statements {
     pub(crate) keys: String,
     /// [`scan_after`](Self::scan_after) without the record.
     pub(crate) keys_after: String,
+    /// Replaces records (array 3) of one account (1, 2) by others (array 4), under keys (arrays from 5); ages stay.
+    pub(crate) swap: String,
     /// Deletes at most limit 4 rows of one account (1, 2) written before 3, oldest first.
     pub(crate) retain: String,
 }
@@ -36,65 +43,12 @@ pub(crate) fn statements(table: Table) -> &'static Statements {
     &ALL[table as usize]
 }
 
-/// One value of a key, as SQL knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Value<'a> {
-    Text(&'a str),
-    Number(i64),
-    Bytes(&'a [u8]),
-}
-
-/// Hands the values of `key` to `take`, in the order of its table's columns.
-pub(crate) fn values<'a>(key: &'a Key, mut take: impl FnMut(Value<'a>)) {
-    let mut jid = |jid: &'a Jid| {
-        take(Value::Text(jid.user()));
-        take(Value::Text(jid.server().as_str()));
-        take(Value::Number(jid.device().into()));
-        take(Value::Number(jid.integrator().into()));
-    };
-    match key {
-        Key::Device | Key::Counters => {}
-        Key::Identity(peer)
-        | Key::Session(peer)
-        | Key::Contact(peer)
-        | Key::RedactedPhone(peer)
-        | Key::ChatSettings(peer)
-        | Key::PrivacyToken(peer)
-        | Key::DeviceList(peer) => jid(peer),
-        Key::SenderKey { group, sender } => {
-            jid(group);
-            jid(sender);
-        }
-        Key::MessageSecret { chat, sender, id } => {
-            jid(chat);
-            jid(sender);
-            take(Value::Text(id));
-        }
-        Key::PreKey(id) => take(Value::Number((*id).into())),
-        Key::AppStateSyncKey(id) => take(Value::Bytes(id)),
-        Key::AppStateVersion(text)
-        | Key::LidMap(text)
-        | Key::Outbox(text)
-        | Key::Sent(text)
-        | Key::Mailbox(text) => take(Value::Text(text)),
-        Key::AppStateMutationMac {
-            collection,
-            index_mac,
-        } => {
-            take(Value::Text(collection));
-            take(Value::Bytes(index_mac));
-        }
-        Key::Inbox(seq) => take(Value::Number(number(seq.0))),
-        Key::Seen(hash) => take(Value::Bytes(hash)),
-    }
-}
-
 /// The keys of several rows of one table, column by column.
 #[derive(Debug)]
-pub(crate) struct Keys<'a>(Vec<Column<'a>>);
+pub(crate) struct Keys<'a>(Vec<Array<'a>>);
 
 #[derive(Debug)]
-enum Column<'a> {
+enum Array<'a> {
     Text(Vec<&'a str>),
     Number(Vec<i64>),
     Bytes(Vec<&'a [u8]>),
@@ -102,32 +56,33 @@ enum Column<'a> {
 
 impl<'a> Keys<'a> {
     pub(crate) fn new(table: Table) -> Self {
-        let empty = |column: &(&str, Kind)| match column.1 {
-            Kind::Text | Kind::Server => Column::Text(Vec::new()),
-            Kind::Number => Column::Number(Vec::new()),
-            Kind::Bytes => Column::Bytes(Vec::new()),
+        let empty = |column: &Column| match column.kind {
+            Kind::Text | Kind::Server => Array::Text(Vec::new()),
+            Kind::Number => Array::Number(Vec::new()),
+            Kind::Bytes => Array::Bytes(Vec::new()),
         };
-        Self(columns(table).iter().map(empty).collect())
+        Self(columns::columns(table).iter().map(empty).collect())
     }
 
     /// Adds a row. `key` has to be of the table that this was made for.
     pub(crate) fn push(&mut self, key: &'a Key) {
-        let mut columns = self.0.iter_mut();
-        values(key, |value| match (columns.next(), value) {
-            (Some(Column::Text(column)), Value::Text(value)) => column.push(value),
-            (Some(Column::Number(column)), Value::Number(value)) => column.push(value),
-            (Some(Column::Bytes(column)), Value::Bytes(value)) => column.push(value),
-            (column, value) => unreachable!("{value:?} for {column:?}: a key of another table"),
-        });
+        for (array, value) in self.0.iter_mut().zip(columns::values(key).iter()) {
+            match (array, *value) {
+                (Array::Text(array), Value::Text(value)) => array.push(value),
+                (Array::Number(array), Value::Number(value)) => array.push(value),
+                (Array::Bytes(array), Value::Bytes(value)) => array.push(value),
+                (array, value) => unreachable!("{value:?} for {array:?}: a key of another table"),
+            }
+        }
     }
 
     /// Binds one array per column.
     pub(crate) fn bind(self, mut query: SqlQuery) -> SqlQuery {
         for column in self.0 {
             query = match column {
-                Column::Text(values) => query.bind(values),
-                Column::Number(values) => query.bind(values),
-                Column::Bytes(values) => query.bind(values),
+                Array::Text(values) => query.bind(values),
+                Array::Number(values) => query.bind(values),
+                Array::Bytes(values) => query.bind(values),
             };
         }
         query
@@ -145,10 +100,8 @@ pub(crate) fn account_query(sql: &'static str, account: &AccountId) -> SqlQuery 
 
 /// Binds the values of one key.
 pub(crate) fn bind_key(mut query: SqlQuery, key: &Key) -> SqlQuery {
-    let mut bound = Vec::new();
-    values(key, |value| bound.push(value));
-    for value in bound {
-        query = match value {
+    for value in columns::values(key).iter() {
+        query = match *value {
             Value::Text(value) => query.bind(value),
             Value::Number(value) => query.bind(value),
             Value::Bytes(value) => query.bind(value),
@@ -160,51 +113,23 @@ pub(crate) fn bind_key(mut query: SqlQuery, key: &Key) -> SqlQuery {
 /// The key of a scanned row, whose columns begin at 0. `None` if they hold what no key has: a server that this
 /// version does not know, or what got past the constraints.
 pub(crate) fn read_key(table: Table, row: &PgRow) -> Option<Key> {
-    Some(match table {
-        Table::Device => Key::Device,
-        Table::Counters => Key::Counters,
-        Table::Identity => Key::Identity(read_jid(row, 0)?),
-        Table::Session => Key::Session(read_jid(row, 0)?),
-        Table::PreKey => Key::PreKey(u32::try_from(row.try_get::<i32, _>(0).ok()?).ok()?),
-        Table::SenderKey => Key::SenderKey {
-            group: read_jid(row, 0)?,
-            sender: read_jid(row, 4)?,
-        },
-        Table::AppStateSyncKey => Key::AppStateSyncKey(Bytes::copy_from_slice(read_bytes(row, 0)?)),
-        Table::AppStateVersion => Key::AppStateVersion(read_text(row, 0)?),
-        Table::AppStateMutationMac => Key::AppStateMutationMac {
-            collection: read_text(row, 0)?,
-            index_mac: read_bytes(row, 1)?.try_into().ok()?,
-        },
-        Table::Contact => Key::Contact(read_jid(row, 0)?),
-        Table::RedactedPhone => Key::RedactedPhone(read_jid(row, 0)?),
-        Table::ChatSettings => Key::ChatSettings(read_jid(row, 0)?),
-        Table::MessageSecret => Key::MessageSecret {
-            chat: read_jid(row, 0)?,
-            sender: read_jid(row, 4)?,
-            id: read_text(row, 8)?,
-        },
-        Table::PrivacyToken => Key::PrivacyToken(read_jid(row, 0)?),
-        Table::LidMap => Key::LidMap(read_text(row, 0)?),
-        Table::Inbox => Key::Inbox(EventSeq(
-            u64::try_from(row.try_get::<i64, _>(0).ok()?).ok()?,
-        )),
-        Table::Seen => Key::Seen(read_bytes(row, 0)?.try_into().ok()?),
-        Table::Outbox => Key::Outbox(read_text(row, 0)?),
-        Table::Sent => Key::Sent(read_text(row, 0)?),
-        Table::DeviceList => Key::DeviceList(read_jid(row, 0)?),
-        Table::Mailbox => Key::Mailbox(read_text(row, 0)?),
-    })
+    let columns = columns::columns(table).iter().enumerate();
+    let value = |(at, column): (usize, &Column)| match column.kind {
+        Kind::Text | Kind::Server => row.try_get(at).ok().map(Value::Text),
+        // Some columns are integers of 64 bits and some of 32.
+        Kind::Number => {
+            let small = || row.try_get::<i32, _>(at).map(i64::from);
+            row.try_get(at).or_else(|_| small()).ok().map(Value::Number)
+        }
+        Kind::Bytes => row.try_get(at).ok().map(Value::Bytes),
+    };
+    // What cannot be read ends the row early, and a row that ends early is no key.
+    columns::key(table, columns.map_while(value))
 }
 
 /// How many columns a key of `table` has.
 pub(crate) fn width(table: Table) -> usize {
-    columns(table).len()
-}
-
-/// SQL integers are signed. Nothing above is ever stored, so a number that does not fit matches no row as -1.
-pub(crate) fn number(n: u64) -> i64 {
-    i64::try_from(n).unwrap_or(-1)
+    columns::columns(table).len()
 }
 
 /// Constraints keep the columns that are read by this at zero or above.
@@ -212,74 +137,32 @@ pub(crate) fn unsigned(n: i64) -> u64 {
     u64::try_from(n).unwrap_or(0)
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Text,
-    /// The server of a JID: text in the table, but in scans in the order of [`Server`].
-    Server,
-    Number,
-    Bytes,
+/// An incarnation is 64 bits; SQL integers are signed: the same bits.
+pub(crate) const fn holder(who: Incarnation) -> i64 {
+    who.0.cast_signed()
 }
 
-/// The columns of a key, in the order of the primary key behind business and device, which is the order of [`Key`].
-fn columns(table: Table) -> &'static [(&'static str, Kind)] {
-    const PEER: &[(&str, Kind)] = &[
-        ("peer_user", Kind::Text),
-        ("peer_server", Kind::Server),
-        ("peer_device", Kind::Number),
-        ("peer_integrator", Kind::Number),
-    ];
-    const CHAT: &[(&str, Kind)] = &[
-        ("chat_user", Kind::Text),
-        ("chat_server", Kind::Server),
-        ("chat_device", Kind::Number),
-        ("chat_integrator", Kind::Number),
-    ];
-    match table {
-        Table::Device | Table::Counters => &[],
-        Table::Identity
-        | Table::Session
-        | Table::Contact
-        | Table::RedactedPhone
-        | Table::PrivacyToken
-        | Table::DeviceList => PEER,
-        Table::ChatSettings => CHAT,
-        Table::PreKey => &[("pre_key_id", Kind::Number)],
-        Table::SenderKey => &[
-            ("group_user", Kind::Text),
-            ("group_server", Kind::Server),
-            ("group_device", Kind::Number),
-            ("group_integrator", Kind::Number),
-            ("sender_user", Kind::Text),
-            ("sender_server", Kind::Server),
-            ("sender_device", Kind::Number),
-            ("sender_integrator", Kind::Number),
-        ],
-        Table::AppStateSyncKey => &[("key_id", Kind::Bytes)],
-        Table::AppStateVersion => &[("collection", Kind::Text)],
-        Table::AppStateMutationMac => &[("collection", Kind::Text), ("index_mac", Kind::Bytes)],
-        Table::MessageSecret => &[
-            ("chat_user", Kind::Text),
-            ("chat_server", Kind::Server),
-            ("chat_device", Kind::Number),
-            ("chat_integrator", Kind::Number),
-            ("sender_user", Kind::Text),
-            ("sender_server", Kind::Server),
-            ("sender_device", Kind::Number),
-            ("sender_integrator", Kind::Number),
-            ("message_id", Kind::Text),
-        ],
-        Table::LidMap => &[("user_part", Kind::Text)],
-        Table::Inbox => &[("seq", Kind::Number)],
-        Table::Seen => &[("hash", Kind::Bytes)],
-        Table::Outbox | Table::Sent | Table::Mailbox => &[("message_id", Kind::Text)],
-    }
+/// The other way round.
+pub(crate) const fn incarnation(holder: i64) -> Incarnation {
+    Incarnation(holder.cast_unsigned())
+}
+
+/// A history in two columns, timeline first.
+pub(crate) fn seal(row: &PgRow, at: usize) -> Result<Seal, sqlx::Error> {
+    let number = |at: usize| {
+        let n: i64 = row.try_get(at)?;
+        Ok::<_, sqlx::Error>(u32::try_from(n).unwrap_or(0))
+    };
+    Ok(Seal {
+        timeline: number(at)?,
+        generation: number(at + 1)?,
+    })
 }
 
 fn make(table: Table) -> Statements {
     let name = format!("baton_{}", table.name());
-    let columns = columns(table);
-    let names: Vec<&str> = columns.iter().map(|column| column.0).collect();
+    let columns = columns::columns(table);
+    let names: Vec<&str> = columns.iter().map(|column| column.name).collect();
     let key = names.join(", ");
     // `$n::type[], …` for the columns of a key.
     let arrays = |from: usize| {
@@ -326,9 +209,10 @@ fn make(table: Table) -> Statements {
         // Nothing is behind the only row.
         [] => " AND false".to_owned(),
         // The first comparison says again what the second implies, in a form that the index understands.
-        [(first, kind), ..] => format!(
-            " AND t.{first} >= $4::{} AND ({}) > ({})",
-            sql_type(*kind),
+        [first, ..] => format!(
+            " AND t.{} >= $4::{} AND ({}) > ({})",
+            first.name,
+            sql_type(first.kind),
             join(columns, 0, ", ", |name, kind, _| ordered(
                 kind,
                 &format!("t.{name}")
@@ -390,6 +274,17 @@ fn make(table: Table) -> Statements {
         scan_after: scans("t.record", &after),
         keys: scans("", ""),
         keys_after: scans("", &after),
+        swap: {
+            let (comma, arrays) = match columns {
+                [] => ("", String::new()),
+                _ => (", ", arrays(5)),
+            };
+            format!(
+                "UPDATE {name} t SET record = k.after FROM unnest($3::bytea[], $4::bytea[]{comma}{arrays}) \
+                 AS k(before, after{comma}{key}) WHERE {mine}{} AND t.record = k.before",
+                same("t", "k")
+            )
+        },
         // The age is asked again when the row is locked: one that was written in the meantime is young again.
         retain: format!(
             "DELETE FROM {name} t USING \
@@ -401,14 +296,14 @@ fn make(table: Table) -> Statements {
 }
 
 fn join(
-    columns: &[(&str, Kind)],
+    columns: &[Column],
     from: usize,
     separator: &str,
     write: impl Fn(&str, Kind, usize) -> String,
 ) -> String {
     let parts = columns.iter().zip(from..);
     let parts: Vec<_> = parts
-        .map(|((name, kind), n)| write(name, *kind, n))
+        .map(|(column, n)| write(column.name, column.kind, n))
         .collect();
     parts.join(separator)
 }
@@ -433,24 +328,6 @@ fn ordered(kind: Kind, expression: &str) -> String {
         "coalesce(array_position('{{{}}}'::text[], {expression}), 99)",
         names.join(",")
     )
-}
-
-fn read_jid(row: &PgRow, at: usize) -> Option<Jid> {
-    let server: Server = row.try_get::<&str, _>(at + 1).ok()?.parse().ok()?;
-    let jid = Jid::new(row.try_get(at).ok()?, server).ok()?;
-    let small = |at: usize| u16::try_from(row.try_get::<i32, _>(at).ok()?).ok();
-    Some(
-        jid.with_device(small(at + 2)?)
-            .with_integrator(small(at + 3)?),
-    )
-}
-
-fn read_text(row: &PgRow, at: usize) -> Option<MessageId> {
-    row.try_get::<&str, _>(at).ok().map(MessageId::new)
-}
-
-fn read_bytes(row: &PgRow, at: usize) -> Option<&[u8]> {
-    row.try_get(at).ok()
 }
 
 #[cfg(test)]
@@ -478,9 +355,9 @@ mod tests {
             samples.iter().for_each(|key| keys.push(key));
             for column in &keys.0 {
                 let rows = match column {
-                    Column::Text(rows) => rows.len(),
-                    Column::Number(rows) => rows.len(),
-                    Column::Bytes(rows) => rows.len(),
+                    Array::Text(rows) => rows.len(),
+                    Array::Number(rows) => rows.len(),
+                    Array::Bytes(rows) => rows.len(),
                 };
                 assert_eq!(rows, samples.len(), "{}", table.name());
             }

@@ -1,15 +1,20 @@
 //! The store as its users hold it: a handle on connections, lanes and a runtime.
 
 use crate::{
-    calls,
-    commit::{Job, Lane, within},
+    accounts,
+    commit::{Job, Lane, Work, within},
     error::Failure,
-    open::{self, OpenError, Server},
+    hosts::{self, Ground},
+    open::{self, Durability, OpenError, Replication},
+    ownership,
     pool::Pool,
+    presence::{Presence, Seats},
+    rows,
 };
 use baton_core::state::{
-    AccountId, AccountInfo, Batch, BusinessId, Claim, Epoch, Incarnation, Key, MessageId, Micros,
-    Outcome, Record, Renewal, Row, Scan, Store, StoreError, Table, UnixMillis,
+    AccountId, AccountInfo, Batch, Beat, Beaten, BusinessId, Change, Claim, Epoch, HandOver,
+    HostInfo, HostView, Incarnation, Key, Lease, MessageId, Micros, Orphan, Outcome, Placement,
+    Record, Row, Scan, Seal, Store, StoreError, Table, Term, UnixMillis,
 };
 use std::{
     fmt,
@@ -35,7 +40,7 @@ pub struct Options {
     pub lanes: usize,
     /// Calls of `commit` that may wait for a lane. Beyond that a call fails as unavailable at once.
     pub queue: usize,
-    /// Businesses whose batches and leases may share a transaction. While it runs, row-level security lets it see
+    /// Businesses whose batches may share a transaction. While it runs, row-level security lets it see
     /// these and no others. 1 makes every transaction one business's, at the price of smaller groups.
     pub tenants: usize,
     /// How long to wait for a connection to one server.
@@ -57,6 +62,15 @@ pub struct Options {
     /// There is a pooler in transaction mode between us and the server: no prepared statements are kept, and limits
     /// are set in each transaction instead of once per connection.
     pub pooler: bool,
+    /// A URL of the same database that leads to the server itself, for sessions that have to last: see [`Presence`].
+    /// `None`: the URL of the store, unless that leads to a pooler.
+    pub direct_url: Option<String>,
+    /// Show the hosts that join here as present, and look after their neighbours. Two more connections per host.
+    pub presence: bool,
+    /// The server ends the session of a host that has been silent for so long: it is frozen or cut off.
+    pub presence_idle: Duration,
+    /// Do not open, and do not commit, unless commits wait for a synchronous standby.
+    pub require_sync: bool,
     /// What the server calls our connections.
     pub application_name: String,
 }
@@ -76,6 +90,10 @@ impl Default for Options {
             role: Some("baton_app".to_owned()),
             migrate: true,
             pooler: false,
+            direct_url: None,
+            presence: true,
+            presence_idle: Duration::from_secs(3),
+            require_sync: false,
             application_name: "baton".to_owned(),
         }
     }
@@ -103,10 +121,9 @@ pub struct PgStore {
 
 struct Inner {
     pool: Arc<Pool>,
-    server: Server,
     runtime: Handle,
     lanes: Vec<mpsc::Sender<Job>>,
-    tenants: usize,
+    seats: Arc<Seats>,
     deadline: Duration,
     batches: Arc<AtomicU64>,
 }
@@ -119,13 +136,15 @@ impl PgStore {
     /// which the store then lives in.
     pub async fn connect(url: &str, options: Options) -> Result<Self, OpenError> {
         let pool = Arc::new(Pool::new(url, &options)?);
-        let server = open::prepare(&pool, &options).await?;
+        open::prepare(&pool, &options).await?;
+        let seats = Arc::new(Seats::new(url, &options, &pool)?);
         let batches = Arc::new(AtomicU64::new(0));
         let runtime = Handle::current();
         let lane = Lane {
             pool: Arc::clone(&pool),
             deadline: options.deadline,
             tenants: options.tenants,
+            synchronous: options.require_sync,
             batches: Arc::clone(&batches),
         };
         let lanes = (0..options.lanes.max(1))
@@ -138,10 +157,9 @@ impl PgStore {
         Ok(Self {
             inner: Arc::new(Inner {
                 pool,
-                server,
                 runtime,
                 lanes,
-                tenants: options.tenants,
+                seats,
                 deadline: options.deadline,
                 batches,
             }),
@@ -156,6 +174,25 @@ impl PgStore {
             transactions: self.inner.pool.transactions.load(Ordering::Relaxed),
             statements: self.inner.pool.statements.load(Ordering::Relaxed),
         }
+    }
+
+    /// What a commit survives, as the server is set up now.
+    pub fn durability(
+        &self,
+    ) -> impl Future<Output = Result<Durability, StoreError>> + Send + use<> {
+        let pool = self.pool();
+        self.call(async move {
+            let mut transaction = pool.begin_with("BEGIN").await.map_err(Failure::begin)?;
+            let read = Replication::read(&mut transaction).await;
+            let result = read.map(|found| found.durability()).map_err(Failure::from);
+            transaction.finish(result).await
+        })
+    }
+
+    /// Whether hosts that join through this store show themselves present, and learn at once of those who end.
+    #[must_use]
+    pub fn presence(&self) -> Presence {
+        self.inner.seats.presence()
     }
 
     /// Starts `work` at once and waits for it.
@@ -174,71 +211,35 @@ impl PgStore {
         }
     }
 
-    fn pool(&self) -> Arc<Pool> {
-        Arc::clone(&self.inner.pool)
-    }
-
-    /// The lane of an account: always the same one, so that its batches stay in order.
-    fn lane(&self, account: &AccountId) -> usize {
-        let mut hasher = DefaultHasher::new();
-        account.hash(&mut hasher);
-        (hasher.finish() % self.inner.lanes.len() as u64) as usize
-    }
-}
-
-const STOPPED: &str = "the runtime of the store has stopped";
-
-/// The part of a call that one lane does: which of its batches, and where the answer comes.
-struct Part {
-    places: Vec<usize>,
-    answer: Result<oneshot::Receiver<Result<Vec<Outcome>, StoreError>>, StoreError>,
-}
-
-impl Store for PgStore {
-    fn load(
+    /// Puts each item into the lane of its account, at once, and waits for all answers.
+    fn in_lanes<T>(
         &self,
-        account: &AccountId,
-        keys: Vec<Key>,
-    ) -> impl Future<Output = Result<Vec<Row>, StoreError>> + Send {
-        let (pool, account) = (self.pool(), account.clone());
-        self.call(async move { calls::load(&pool, &account, &keys).await })
-    }
-
-    fn scan(
-        &self,
-        account: &AccountId,
-        scan: Scan,
-    ) -> impl Future<Output = Result<Vec<(Key, Row)>, StoreError>> + Send {
-        let (pool, account) = (self.pool(), account.clone());
-        self.call(async move { calls::scan(&pool, &account, &scan).await })
-    }
-
-    fn commit(
-        &self,
-        batches: Vec<Batch>,
-    ) -> impl Future<Output = Result<Vec<Outcome>, StoreError>> + Send {
-        let count = batches.len();
-        let mut lanes: Vec<(Vec<usize>, Vec<Batch>)> = self
+        items: Vec<T>,
+        account: fn(&T) -> &AccountId,
+        work: fn(Vec<T>) -> Work,
+    ) -> impl Future<Output = Result<Vec<Outcome>, StoreError>> + Send + use<T> {
+        let count = items.len();
+        let mut lanes: Vec<(Vec<usize>, Vec<T>)> = self
             .inner
             .lanes
             .iter()
             .map(|_| Default::default())
             .collect();
-        for (place, batch) in batches.into_iter().enumerate() {
-            let lane = self.lane(&batch.account);
-            if let Some((places, batches)) = lanes.get_mut(lane) {
+        for (place, item) in items.into_iter().enumerate() {
+            let lane = self.lane(account(&item));
+            if let Some((places, items)) = lanes.get_mut(lane) {
                 places.push(place);
-                batches.push(batch);
+                items.push(item);
             }
         }
         let mut parts = Vec::new();
-        for (queue, (places, batches)) in self.inner.lanes.iter().zip(lanes) {
+        for (queue, (places, items)) in self.inner.lanes.iter().zip(lanes) {
             if places.is_empty() {
                 continue;
             }
             let (sender, receiver) = oneshot::channel();
             let job = Job {
-                batches,
+                work: work(items),
                 answer: sender,
             };
             let answer = match queue.try_send(job) {
@@ -280,13 +281,66 @@ impl Store for PgStore {
         }
     }
 
+    fn pool(&self) -> Arc<Pool> {
+        Arc::clone(&self.inner.pool)
+    }
+
+    /// The lane of an account: always the same one, so that its batches stay in order.
+    fn lane(&self, account: &AccountId) -> usize {
+        let mut hasher = DefaultHasher::new();
+        account.hash(&mut hasher);
+        (hasher.finish() % self.inner.lanes.len() as u64) as usize
+    }
+}
+
+const STOPPED: &str = "the runtime of the store has stopped";
+
+/// The part of a call that one lane does: which of its batches, and where the answer comes.
+struct Part {
+    places: Vec<usize>,
+    answer: Result<oneshot::Receiver<Result<Vec<Outcome>, StoreError>>, StoreError>,
+}
+
+impl Store for PgStore {
+    fn load(
+        &self,
+        account: &AccountId,
+        keys: Vec<Key>,
+    ) -> impl Future<Output = Result<Vec<Row>, StoreError>> + Send {
+        let (pool, account) = (self.pool(), account.clone());
+        self.call(async move { rows::load(&pool, &account, &keys).await })
+    }
+
+    fn scan(
+        &self,
+        account: &AccountId,
+        scan: Scan,
+    ) -> impl Future<Output = Result<Vec<(Key, Row)>, StoreError>> + Send {
+        let (pool, account) = (self.pool(), account.clone());
+        self.call(async move { rows::scan(&pool, &account, &scan).await })
+    }
+
+    fn commit(
+        &self,
+        batches: Vec<Batch>,
+    ) -> impl Future<Output = Result<Vec<Outcome>, StoreError>> + Send {
+        self.in_lanes(batches, |batch| &batch.account, Work::Commit)
+    }
+
+    fn confirm(
+        &self,
+        terms: Vec<(AccountId, Term)>,
+    ) -> impl Future<Output = Result<Vec<Outcome>, StoreError>> + Send {
+        self.in_lanes(terms, |(account, _)| account, Work::Confirm)
+    }
+
     fn create_account(
         &self,
         business: &BusinessId,
         name: &str,
     ) -> impl Future<Output = Result<AccountId, StoreError>> + Send {
         let (pool, business, name) = (self.pool(), business.clone(), name.to_owned());
-        self.call(async move { calls::create_account(&pool, &business, &name).await })
+        self.call(async move { accounts::create_account(&pool, &business, &name).await })
     }
 
     fn accounts(
@@ -294,37 +348,20 @@ impl Store for PgStore {
         business: &BusinessId,
     ) -> impl Future<Output = Result<Vec<AccountInfo>, StoreError>> + Send {
         let (pool, business) = (self.pool(), business.clone());
-        self.call(async move { calls::accounts(&pool, &business).await })
+        self.call(async move { accounts::accounts(&pool, &business).await })
     }
 
-    fn claim(
+    fn delete_account(
         &self,
         account: &AccountId,
-        who: Incarnation,
-        ttl: Micros,
-    ) -> impl Future<Output = Result<Claim, StoreError>> + Send {
-        let (pool, account, server) = (self.pool(), account.clone(), self.inner.server);
-        self.call(async move { calls::claim(&pool, server, &account, who, ttl).await })
-    }
-
-    fn renew(
-        &self,
-        who: Incarnation,
-        leases: Vec<(AccountId, Epoch)>,
-        ttl: Micros,
-    ) -> impl Future<Output = Result<Vec<Renewal>, StoreError>> + Send {
-        let (pool, tenants) = (self.pool(), self.inner.tenants);
-        self.call(async move { calls::renew(&pool, tenants, who, &leases, ttl).await })
-    }
-
-    fn release(
-        &self,
-        account: &AccountId,
-        who: Incarnation,
-        epoch: Epoch,
     ) -> impl Future<Output = Result<(), StoreError>> + Send {
         let (pool, account) = (self.pool(), account.clone());
-        self.call(async move { calls::release(&pool, &account, who, epoch).await })
+        self.call(async move { accounts::delete_account(&pool, &account).await })
+    }
+
+    fn tenants(&self) -> impl Future<Output = Result<Vec<BusinessId>, StoreError>> + Send {
+        let pool = self.pool();
+        self.call(async move { accounts::tenants(&pool).await })
     }
 
     fn enqueue(
@@ -335,7 +372,7 @@ impl Store for PgStore {
         at: UnixMillis,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send {
         let (pool, account) = (self.pool(), account.clone());
-        self.call(async move { calls::enqueue(&pool, &account, &id, &request, at).await })
+        self.call(async move { rows::enqueue(&pool, &account, &id, &request, at).await })
     }
 
     fn retain(
@@ -346,7 +383,171 @@ impl Store for PgStore {
         limit: u32,
     ) -> impl Future<Output = Result<u32, StoreError>> + Send {
         let (pool, account) = (self.pool(), account.clone());
-        self.call(async move { calls::retain(&pool, &account, table, before, limit).await })
+        self.call(async move { rows::retain(&pool, &account, table, before, limit).await })
+    }
+
+    fn join(
+        &self,
+        who: Incarnation,
+        info: HostInfo,
+        ttl: Micros,
+    ) -> impl Future<Output = Result<u16, StoreError>> + Send {
+        let (pool, seats) = (self.pool(), Arc::clone(&self.inner.seats));
+        self.call(async move {
+            let slot = hosts::join(&pool, who, &info, ttl).await?;
+            seats.sit(who, slot);
+            Ok(slot)
+        })
+    }
+
+    fn beat(
+        &self,
+        who: Incarnation,
+        beat: Beat,
+    ) -> impl Future<Output = Result<Beaten, StoreError>> + Send {
+        let (pool, seats) = (self.pool(), Arc::clone(&self.inner.seats));
+        self.call(async move {
+            let (beaten, peers) = hosts::beat(&pool, who, beat).await?;
+            match &beaten {
+                Beaten::Renewed(_) => seats.look(who, peers),
+                Beaten::Dead => seats.leave(who),
+            }
+            Ok(beaten)
+        })
+    }
+
+    fn hosts(&self) -> impl Future<Output = Result<Vec<HostView>, StoreError>> + Send {
+        let pool = self.pool();
+        self.call(async move { hosts::hosts(&pool).await })
+    }
+
+    fn declare_dead(
+        &self,
+        by: Incarnation,
+        dead: Incarnation,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        let pool = self.pool();
+        self.call(async move { hosts::declare_dead(&pool, by, dead, Ground::Word).await })
+    }
+
+    fn leave(&self, who: Incarnation) -> impl Future<Output = Result<(), StoreError>> + Send {
+        let (pool, seats) = (self.pool(), Arc::clone(&self.inner.seats));
+        self.call(async move {
+            hosts::leave(&pool, who).await?;
+            // Not before: the end of its session would look like the end of its process.
+            seats.leave(who);
+            Ok(())
+        })
+    }
+
+    fn claim(
+        &self,
+        who: Incarnation,
+        accounts: Vec<AccountId>,
+    ) -> impl Future<Output = Result<Vec<Claim>, StoreError>> + Send {
+        let pool = self.pool();
+        self.call(async move { ownership::claim(&pool, who, &accounts).await })
+    }
+
+    fn release(
+        &self,
+        who: Incarnation,
+        accounts: Vec<(AccountId, Epoch)>,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send {
+        let pool = self.pool();
+        self.call(async move { ownership::release(&pool, who, &accounts).await })
+    }
+
+    fn hand_over(
+        &self,
+        who: Incarnation,
+        account: &AccountId,
+        epoch: Epoch,
+        to: Incarnation,
+    ) -> impl Future<Output = Result<HandOver, StoreError>> + Send {
+        let (pool, account) = (self.pool(), account.clone());
+        self.call(async move { ownership::hand_over(&pool, who, &account, epoch, to).await })
+    }
+
+    fn held(
+        &self,
+        who: Incarnation,
+    ) -> impl Future<Output = Result<Vec<(AccountId, Lease)>, StoreError>> + Send {
+        let pool = self.pool();
+        self.call(async move { ownership::held(&pool, who).await })
+    }
+
+    fn orphans(
+        &self,
+        after: Option<AccountId>,
+        limit: u32,
+    ) -> impl Future<Output = Result<Vec<Orphan>, StoreError>> + Send {
+        let pool = self.pool();
+        self.call(async move { ownership::orphans(&pool, after.as_ref(), limit).await })
+    }
+
+    fn place(
+        &self,
+        account: &AccountId,
+        placement: Placement,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send {
+        let (pool, account) = (self.pool(), account.clone());
+        self.call(async move { accounts::place(&pool, &account, &placement).await })
+    }
+
+    fn retire(
+        &self,
+        who: Incarnation,
+        account: &AccountId,
+        epoch: Epoch,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        let (pool, account) = (self.pool(), account.clone());
+        self.call(async move { ownership::retire(&pool, who, &account, epoch).await })
+    }
+
+    fn history(&self) -> impl Future<Output = Result<Seal, StoreError>> + Send {
+        let pool = self.pool();
+        self.call(async move { hosts::history(&pool).await })
+    }
+
+    fn renew_history(&self, now: Seal) -> impl Future<Output = Result<Seal, StoreError>> + Send {
+        let pool = self.pool();
+        self.call(async move { hosts::renew_history(&pool, now).await })
+    }
+
+    fn watch(&self, who: Incarnation) -> impl Future<Output = Result<Change, StoreError>> + Send {
+        let seats = Arc::clone(&self.inner.seats);
+        async move { Ok(seats.watch(who).await) }
+    }
+
+    fn vault(
+        &self,
+        business: &BusinessId,
+    ) -> impl Future<Output = Result<Vec<(u32, Record)>, StoreError>> + Send {
+        let (pool, business) = (self.pool(), business.clone());
+        self.call(async move { accounts::vault(&pool, &business).await })
+    }
+
+    fn swap_vault(
+        &self,
+        business: &BusinessId,
+        number: u32,
+        old: Option<Record>,
+        new: Option<Record>,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        let (pool, business) = (self.pool(), business.clone());
+        self.call(async move {
+            accounts::swap_vault(&pool, &business, number, old.as_ref(), new.as_ref()).await
+        })
+    }
+
+    fn swap_records(
+        &self,
+        account: &AccountId,
+        records: Vec<(Key, Record, Record)>,
+    ) -> impl Future<Output = Result<u32, StoreError>> + Send {
+        let (pool, account) = (self.pool(), account.clone());
+        self.call(async move { rows::swap_records(&pool, &account, &records).await })
     }
 }
 

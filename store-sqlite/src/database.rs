@@ -4,17 +4,22 @@
 //! waits, and the time of leases is an argument.
 
 use crate::{
+    fences::{self, fence},
+    mark::{Mark, Replaced, State},
     migrate::{self, OpenError},
-    presence::{Presence, hex},
-    rows,
+    presence::{Observer, Presence},
+    roster, rows,
     schema::{self, statements},
 };
 use baton_core::state::{
-    AccountId, AccountInfo, Batch, BusinessId, Claim, Epoch, Incarnation, Key, Lease, MessageId,
-    Micros, Outcome, Record, Renewal, Row, Scan, Seq, StoreError, Table, UnixMillis, rules,
+    AccountId, AccountInfo, BusinessId, HostView, Incarnation, Key, Lease, MessageId, Orphan,
+    Record, Row, Scan, Seal, StoreError, Table, UnixMillis, rules,
 };
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params, types::Type};
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// One connection to a database of accounts.
 #[derive(Debug)]
@@ -22,13 +27,20 @@ pub struct Database {
     connection: Connection,
     /// `None`: leases alone decide who may take over.
     presence: Option<Presence>,
+    /// For those who only read.
+    observer: Option<Observer>,
+    /// `None` in memory, where nothing can be put back.
+    mark: Option<Mark>,
+    /// The file was replaced while it was open: nothing that is written here counts.
+    replaced: bool,
 }
 
 /// The calls that write, inside a transaction. What one of them changed is undone if it fails.
 #[derive(Debug)]
 pub struct Transaction<'a> {
-    connection: &'a Connection,
-    presence: Option<&'a mut Presence>,
+    pub(crate) connection: &'a Connection,
+    pub(crate) presence: Option<&'a mut Presence>,
+    pub(crate) history: Seal,
     now: UnixMillis,
 }
 
@@ -74,17 +86,20 @@ pub trait Work {
 }
 
 impl Database {
-    /// Opens the file for writing, creates it if need be, brings its tables up to date.
+    /// Opens the file for writing, creates it if need be, brings its tables up to date, and begins a new generation if
+    /// it is not the file that it was.
     ///
-    /// `busy` is how long to wait for other processes; `presence` keeps a lock file per holder beside the database, so
-    /// that a killed holder is replaced at once.
+    /// `busy` is how long to wait for other processes; `presence` keeps a lock file per host beside the database, so
+    /// that a killed host is replaced at once.
     pub fn open(
         path: &Path,
         busy: Duration,
         presence: bool,
         now: UnixMillis,
     ) -> Result<Self, OpenError> {
-        let connection = migrate::open_writer(path, busy, now.0)?;
+        let mut connection = migrate::open_writer(path, busy, now.0)?;
+        let path = &real_path(path);
+        let mark = Mark::settle(&mut connection, path)?;
         let presence = if presence {
             Some(Presence::open(path).map_err(|error| OpenError::from_io(path, &error))?)
         } else {
@@ -93,14 +108,20 @@ impl Database {
         Ok(Self {
             connection,
             presence,
+            observer: None,
+            mark: Some(mark),
+            replaced: false,
         })
     }
 
-    /// A further connection to a file that [`Database::open`] has prepared, for reading only.
-    pub fn open_reader(path: &Path, busy: Duration) -> Result<Self, OpenError> {
+    /// A further connection to a file that [`Database::open`] has prepared, for reading only. `presence` as there.
+    pub fn open_reader(path: &Path, busy: Duration, presence: bool) -> Result<Self, OpenError> {
         Ok(Self {
             connection: migrate::open_reader(path, busy)?,
             presence: None,
+            observer: presence.then(|| Observer::new(&real_path(path))),
+            mark: None,
+            replaced: false,
         })
     }
 
@@ -109,7 +130,16 @@ impl Database {
         Ok(Self {
             connection: migrate::open_in_memory(now.0)?,
             presence: None,
+            observer: None,
+            mark: None,
+            replaced: false,
         })
+    }
+
+    /// For tests that look over SQLite's shoulder.
+    #[cfg(test)]
+    pub(crate) fn connection(&mut self) -> &mut Connection {
+        &mut self.connection
     }
 
     /// See [`Store::load`](baton_core::state::Store::load). All rows are of one moment.
@@ -146,31 +176,79 @@ impl Database {
         now: UnixMillis,
     ) -> Result<Vec<AccountInfo>, StoreError> {
         self.read(|connection| {
-            let mut statement = connection.prepare_cached(
-                "SELECT device_id, name, epoch, holder, expires_at, record \
-                 FROM baton_device JOIN baton_fence USING (business_id, device_id) \
-                 WHERE business_id = ?1 ORDER BY name",
-            )?;
-            let mut found = statement.query([business.as_str()])?;
-            let mut accounts = Vec::new();
-            while let Some(row) = found.next()? {
-                let holder: Option<String> = row.get(3)?;
-                let expires: Option<i64> = row.get(4)?;
-                accounts.push(AccountInfo {
-                    id: AccountId {
-                        business: business.clone(),
-                        device: unsigned(row.get(0)?),
-                    },
-                    name: row.get(1)?,
-                    epoch: Epoch(unsigned(row.get(2)?)),
-                    holder: holder
-                        .filter(|_| expires.is_some_and(|at| now.0 < at))
-                        .and_then(|hex| unhex(&hex)),
-                    device: rows::content(row.get_ref(5)?),
-                });
-            }
-            Ok(accounts)
+            let living = roster::visibly_living(connection, self.observer.as_ref())?;
+            fences::accounts(connection, business, micros(now), &living)
         })
+    }
+
+    /// See [`Store::tenants`](baton_core::state::Store::tenants).
+    pub fn tenants(&self) -> Result<Vec<BusinessId>, StoreError> {
+        self.read(|connection| {
+            let mut statement = connection
+                .prepare_cached("SELECT business_id FROM baton_tenant ORDER BY business_id")?;
+            let names = statement.query_map([], |row| row.get::<_, String>(0))?;
+            let mut tenants = Vec::new();
+            for name in names {
+                let tenant = BusinessId::new(&name?)
+                    .map_err(|error| StoreError::Refused(error.to_string()))?;
+                tenants.push(tenant);
+            }
+            Ok(tenants)
+        })
+    }
+
+    /// See [`Store::hosts`](baton_core::state::Store::hosts).
+    pub fn hosts(&self, now: UnixMillis) -> Result<Vec<HostView>, StoreError> {
+        self.read(|connection| roster::view(connection, micros(now)))
+    }
+
+    /// See [`Store::held`](baton_core::state::Store::held).
+    pub fn held(&self, who: Incarnation) -> Result<Vec<(AccountId, Lease)>, StoreError> {
+        self.read(|connection| fences::held(connection, who, cluster(connection)?.history))
+    }
+
+    /// See [`Store::orphans`](baton_core::state::Store::orphans).
+    pub fn orphans(
+        &self,
+        after: Option<&AccountId>,
+        limit: u32,
+        now: UnixMillis,
+    ) -> Result<Vec<Orphan>, StoreError> {
+        self.read(|connection| {
+            let living = roster::visibly_living(connection, self.observer.as_ref())?;
+            fences::orphans(connection, after, limit, micros(now), &living)
+        })
+    }
+
+    /// See [`Store::history`](baton_core::state::Store::history).
+    pub fn history(&self) -> Result<Seal, StoreError> {
+        self.read(|connection| Ok(cluster(connection)?.history))
+    }
+
+    /// See [`Store::vault`](baton_core::state::Store::vault).
+    pub fn vault(&self, business: &BusinessId) -> Result<Vec<(u32, Record)>, StoreError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT number, wrapped FROM baton_vault WHERE business_id = ?1 ORDER BY number",
+            )?;
+            let keys = statement.query_map([business.as_str()], |row| {
+                Ok((row.get(0)?, Record(row.get::<_, Vec<u8>>(1)?.into())))
+            })?;
+            Ok(keys.collect::<Result<_, _>>()?)
+        })
+    }
+
+    /// A number that is another one when some other connection has committed since.
+    pub(crate) fn pulse(&self) -> Result<i64, StoreError> {
+        self.connection
+            .prepare_cached("PRAGMA data_version")
+            .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
+            .map_err(|error| explain(&error))
+    }
+
+    /// How often ownership has changed; and everybody in the roster, whether with a lock that can be looked at.
+    pub(crate) fn fleet(&self) -> Result<(u64, Vec<roster::Member>), StoreError> {
+        self.read(|connection| Ok((cluster(connection)?.changes, roster::members(connection)?)))
     }
 
     /// Does several pieces of work in one transaction, with one sync of the disk. If the transaction fails, each piece
@@ -183,15 +261,14 @@ impl Database {
             return;
         };
         if let [only] = work {
-            only.fail(explain(&error));
-        } else if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) {
-            // Everybody has waited once; alone each would wait again.
+            only.fail(error.explain());
+        } else if error.is_everybodys() {
             work.iter_mut()
-                .for_each(|piece| piece.fail(explain(&error)));
+                .for_each(|piece| piece.fail(error.explain()));
         } else {
             for piece in work {
                 if let Err(error) = self.attempt(std::slice::from_mut(piece), clock) {
-                    piece.fail(explain(&error));
+                    piece.fail(error.explain());
                 }
             }
         }
@@ -201,30 +278,81 @@ impl Database {
         &mut self,
         work: &mut [&mut dyn Work],
         clock: &dyn Fn() -> UnixMillis,
-    ) -> Result<(), rusqlite::Error> {
+    ) -> Result<(), Trouble> {
+        if self.replaced {
+            return Err(Trouble::Replaced);
+        }
+        // One that could not be rolled back when it failed.
+        self.roll_back()?;
+        let result = self.inside(work, clock);
+        if let Some(presence) = &mut self.presence {
+            presence.settle(result.is_ok());
+        }
+        if result.is_err() {
+            self.roll_back()?;
+        }
+        // Before anybody is told: what was answered is known to be there.
+        if let (Some(mark), Some(state)) = (&mut self.mark, result?)
+            && let Err(Replaced) = mark.note(&state)
+        {
+            tracing::error!("the database file was replaced while it was open");
+            self.replaced = true;
+            return Err(Trouble::Replaced);
+        }
+        Ok(())
+    }
+
+    /// Some errors have rolled back already; a beginning that failed may have begun.
+    fn roll_back(&self) -> rusqlite::Result<()> {
+        if self.connection.is_autocommit() {
+            return Ok(());
+        }
+        self.connection.execute_batch("ROLLBACK")
+    }
+
+    /// From the beginning to the commit. Where the database is then, if anything has changed.
+    fn inside(
+        &mut self,
+        work: &mut [&mut dyn Work],
+        clock: &dyn Fn() -> UnixMillis,
+    ) -> rusqlite::Result<Option<State>> {
         let Self {
             connection,
             presence,
+            ..
         } = self;
         // IMMEDIATE: other processes write here too, and a transaction that reads first and finds the lock taken when
         // it comes to write cannot wait for it.
         connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        let Cluster { history, .. } = cluster(connection)?;
+        let before = connection.total_changes();
         let mut transaction = Transaction {
             connection,
             presence: presence.as_mut(),
+            history,
             now: clock(),
         };
-        let mut result = work
-            .iter_mut()
-            .try_for_each(|piece| piece.attempt(&mut transaction));
-        if result.is_ok() {
-            result = connection.prepare_cached("COMMIT")?.execute([]).map(|_| ());
-        }
-        // Some errors have rolled back already.
-        if result.is_err() && !connection.is_autocommit() {
-            connection.execute_batch("ROLLBACK")?;
-        }
-        result
+        work.iter_mut()
+            .try_for_each(|piece| piece.attempt(&mut transaction))?;
+        let state = if connection.total_changes() == before {
+            None
+        } else {
+            let state = connection
+                .prepare_cached(
+                    "UPDATE baton_cluster SET commits = commits + 1 WHERE id = 1 RETURNING mark, commits, generation",
+                )?
+                .query_row([], |row| {
+                    let mark: Option<String> = row.get(0)?;
+                    Ok(State {
+                        mark: mark.unwrap_or_default(),
+                        commits: unsigned(row.get(1)?),
+                        generation: row.get(2)?,
+                    })
+                })?;
+            Some(state)
+        };
+        connection.prepare_cached("COMMIT")?.execute([])?;
+        Ok(state)
     }
 
     fn read<T>(
@@ -248,23 +376,6 @@ impl Transaction<'_> {
         self.connection.execute_batch(pragma)
     }
 
-    /// See [`Store::commit`](baton_core::state::Store::commit).
-    pub fn commit(&mut self, batches: &[Batch]) -> Result<Vec<Outcome>, Failure> {
-        let mut outcomes = Vec::with_capacity(batches.len());
-        for batch in batches {
-            let outcome = match rules::batch(batch) {
-                Err(refusal) => Outcome::Rejected(refusal.to_string()),
-                Ok(()) => match savepoint(self.connection, |connection| apply(connection, batch)) {
-                    Ok(outcome) => outcome,
-                    Err(Failure::Answer(error)) => Outcome::Rejected(error.to_string()),
-                    Err(Failure::Transaction(error)) => return Err(error.into()),
-                },
-            };
-            outcomes.push(outcome);
-        }
-        Ok(outcomes)
-    }
-
     /// See [`Store::create_account`](baton_core::state::Store::create_account).
     pub fn create_account(
         &mut self,
@@ -272,7 +383,7 @@ impl Transaction<'_> {
         name: &str,
     ) -> Result<AccountId, Failure> {
         rules::account_name(name)?;
-        let now = self.now.0;
+        let (now, history) = (self.now.0, self.history);
         savepoint(self.connection, |connection| {
             let taken: Option<i64> = connection
                 .prepare_cached("SELECT 1 FROM baton_device WHERE business_id = ?1 AND name = ?2")?
@@ -287,151 +398,21 @@ impl Transaction<'_> {
                 [],
                 |row| row.get(0),
             )?;
-            connection.execute(
-                "INSERT INTO baton_tenant (business_id, created_at) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
-                params![business.as_str(), now],
-            )?;
+            tenant(connection, business, now)?;
             connection.execute(
                 "INSERT INTO baton_device (business_id, device_id, name, created_at) VALUES (?1, ?2, ?3, ?4)",
                 params![business.as_str(), device, name, now],
             )?;
             connection.execute(
-                "INSERT INTO baton_fence (business_id, device_id, epoch, applied) VALUES (?1, ?2, 0, 0)",
-                params![business.as_str(), device],
+                "INSERT INTO baton_fence (business_id, device_id, epoch, applied, commit_seq, holder, sealed_timeline, \
+                 sealed_generation, retired) VALUES (?1, ?2, 0, 0, 0, NULL, ?3, ?4, 0)",
+                params![business.as_str(), device, history.timeline, history.generation],
             )?;
             Ok(AccountId {
                 business: business.clone(),
                 device: unsigned(device),
             })
         })
-    }
-
-    /// See [`Store::claim`](baton_core::state::Store::claim).
-    pub fn claim(
-        &mut self,
-        account: &AccountId,
-        who: Incarnation,
-        ttl: Micros,
-    ) -> Result<Claim, Failure> {
-        let Fence {
-            epoch,
-            applied,
-            holder,
-        } = fence(self.connection, account)?;
-        let lease_ms = millis(ttl);
-        if let Some(holder) =
-            holder.filter(|holder| holder.who != who && self.now.0 < holder.expires_at)
-        {
-            let dead = self
-                .presence
-                .as_ref()
-                .is_some_and(|presence| presence.is_dead(holder.who));
-            if !dead {
-                return self.held(account, holder);
-            }
-            tracing::info!(%account, holder = %hex(holder.who), "the holder has died, taking over");
-        }
-        if let Some(presence) = &mut self.presence {
-            presence.announce(who).map_err(|error| {
-                StoreError::Refused(format!("no lock file beside the database: {error}"))
-            })?;
-        }
-        let next = Epoch(epoch.0 + 1);
-        self.connection
-            .prepare_cached(
-                "UPDATE baton_fence SET epoch = ?3, holder = ?4, expires_at = ?5, lease_ms = ?6 \
-                 WHERE business_id = ?1 AND device_id = ?2",
-            )?
-            .execute(params![
-                account.business.as_str(),
-                schema::number(account.device),
-                schema::number(next.0),
-                hex(who),
-                self.now.0.saturating_add(lease_ms),
-                lease_ms,
-            ])?;
-        Ok(Claim::Granted(Lease {
-            epoch: next,
-            applied,
-            ttl,
-        }))
-    }
-
-    /// The clock of the machine may have been set back since the lease was given; then its end is moved to where it
-    /// can be at most, or nobody could claim the account until the clock has caught up.
-    fn held(&mut self, account: &AccountId, holder: Holder) -> Result<Claim, Failure> {
-        let mut remaining = holder.expires_at.saturating_sub(self.now.0);
-        if remaining > holder.lease_ms {
-            remaining = holder.lease_ms;
-            self.set_expiry(account, self.now.0.saturating_add(remaining), remaining)?;
-        }
-        Ok(Claim::Held {
-            by: holder.who,
-            remaining: Micros::from_millis(remaining.unsigned_abs()),
-        })
-    }
-
-    /// See [`Store::renew`](baton_core::state::Store::renew).
-    pub fn renew(
-        &mut self,
-        who: Incarnation,
-        leases: &[(AccountId, Epoch)],
-        ttl: Micros,
-    ) -> Result<Vec<Renewal>, Failure> {
-        let lease_ms = millis(ttl);
-        let mut renewals = Vec::with_capacity(leases.len());
-        for (account, epoch) in leases {
-            renewals.push(match fence(self.connection, account) {
-                Ok(fence)
-                    if fence.epoch == *epoch
-                        && fence.holder.is_some_and(|holder| holder.who == who) =>
-                {
-                    self.set_expiry(account, self.now.0.saturating_add(lease_ms), lease_ms)?;
-                    Renewal::Renewed
-                }
-                Ok(fence) => Renewal::Lost { by: fence.epoch },
-                // An account that is gone has no epoch: whoever held it has lost it.
-                Err(Failure::Answer(StoreError::NoAccount)) => Renewal::Lost { by: Epoch(0) },
-                Err(failure) => return Err(failure),
-            });
-        }
-        Ok(renewals)
-    }
-
-    fn set_expiry(
-        &mut self,
-        account: &AccountId,
-        expires_at: i64,
-        lease_ms: i64,
-    ) -> Result<(), Failure> {
-        self.connection
-            .prepare_cached(
-                "UPDATE baton_fence SET expires_at = ?3, lease_ms = ?4 WHERE business_id = ?1 AND device_id = ?2",
-            )?
-            .execute(params![account.business.as_str(), schema::number(account.device), expires_at, lease_ms])?;
-        Ok(())
-    }
-
-    /// See [`Store::release`](baton_core::state::Store::release).
-    pub fn release(
-        &mut self,
-        account: &AccountId,
-        who: Incarnation,
-        epoch: Epoch,
-    ) -> Result<(), Failure> {
-        fence(self.connection, account)?;
-        self.connection
-            .prepare_cached(
-                "UPDATE baton_fence SET holder = NULL, expires_at = NULL, lease_ms = NULL \
-                 WHERE business_id = ?1 AND device_id = ?2 AND holder = ?3 AND epoch = ?4",
-            )?
-            .execute(params![
-                account.business.as_str(),
-                schema::number(account.device),
-                hex(who),
-                schema::number(epoch.0),
-            ])?;
-        Ok(())
     }
 
     /// See [`Store::enqueue`](baton_core::state::Store::enqueue).
@@ -474,100 +455,155 @@ impl Transaction<'_> {
             ])?;
         Ok(u32::try_from(deleted).unwrap_or(limit))
     }
-}
 
-/// The row of `baton_fence`.
-struct Fence {
-    epoch: Epoch,
-    applied: Seq,
-    holder: Option<Holder>,
-}
-
-#[derive(Clone, Copy)]
-struct Holder {
-    who: Incarnation,
-    /// Unix milliseconds.
-    expires_at: i64,
-    lease_ms: i64,
-}
-
-/// Every account has a fence: without one there is no account.
-fn fence(connection: &Connection, account: &AccountId) -> Result<Fence, Failure> {
-    let mut statement = connection.prepare_cached(
-        "SELECT epoch, applied, holder, expires_at, lease_ms FROM baton_fence \
-         WHERE business_id = ?1 AND device_id = ?2",
-    )?;
-    let mut rows = statement.query(params![
-        account.business.as_str(),
-        schema::number(account.device)
-    ])?;
-    let Some(row) = rows.next()? else {
-        return Err(StoreError::NoAccount.into());
-    };
-    let who: Option<String> = row.get(2)?;
-    let holder = match (who.and_then(|hex| unhex(&hex)), row.get(3)?, row.get(4)?) {
-        (Some(who), Some(expires_at), Some(lease_ms)) => Some(Holder {
-            who,
-            expires_at,
-            lease_ms,
-        }),
-        _ => None,
-    };
-    Ok(Fence {
-        epoch: Epoch(unsigned(row.get(0)?)),
-        applied: Seq(unsigned(row.get(1)?)),
-        holder,
-    })
-}
-
-/// Moves the fence if it is the batch's own, then writes its rows. Anything but `Committed` has changed nothing.
-fn apply(connection: &Connection, batch: &Batch) -> Result<Outcome, Failure> {
-    let moved = connection
-        .prepare_cached(
-            "UPDATE baton_fence SET applied = ?4 \
-             WHERE business_id = ?1 AND device_id = ?2 AND epoch = ?3 AND applied = ?4 - 1",
-        )?
-        .execute(params![
-            batch.account.business.as_str(),
-            schema::number(batch.account.device),
-            schema::number(batch.epoch.0),
-            schema::number(batch.seq.0),
-        ])?;
-    if moved == 0 {
-        return why_not(connection, batch);
+    /// See [`Store::renew_history`](baton_core::state::Store::renew_history).
+    pub fn renew_history(&mut self, now: Seal) -> Result<Seal, Failure> {
+        if self.history == now {
+            self.connection
+                .prepare_cached(
+                    "UPDATE baton_cluster SET generation = generation + 1, changes = changes + 1 WHERE id = 1",
+                )?
+                .execute([])?;
+            self.history = cluster(self.connection)?.history;
+        }
+        Ok(self.history)
     }
-    for (key, record) in &batch.rows {
-        match record {
-            Some(record) => rows::put(connection, &batch.account, key, record, batch.at)?,
-            None => rows::delete(connection, &batch.account, key)?,
+
+    /// See [`Store::swap_vault`](baton_core::state::Store::swap_vault).
+    pub fn swap_vault(
+        &mut self,
+        business: &BusinessId,
+        number: u32,
+        old: Option<&Record>,
+        new: Option<&Record>,
+    ) -> Result<bool, Failure> {
+        rules::vault(number, new)?;
+        let found: Option<Vec<u8>> = self
+            .connection
+            .prepare_cached(
+                "SELECT wrapped FROM baton_vault WHERE business_id = ?1 AND number = ?2",
+            )?
+            .query_row(params![business.as_str(), number], |row| row.get(0))
+            .optional()?;
+        if found.as_deref() != old.map(|key| &key.0[..]) {
+            return Ok(false);
+        }
+        match new {
+            Some(key) => {
+                tenant(self.connection, business, self.now.0)?;
+                self.connection
+                    .prepare_cached(
+                        "INSERT INTO baton_vault (business_id, number, wrapped) VALUES (?1, ?2, ?3) \
+                         ON CONFLICT DO UPDATE SET wrapped = excluded.wrapped",
+                    )?
+                    .execute(params![business.as_str(), number, &key.0[..]])?;
+            }
+            None => {
+                self.connection
+                    .prepare_cached(
+                        "DELETE FROM baton_vault WHERE business_id = ?1 AND number = ?2",
+                    )?
+                    .execute(params![business.as_str(), number])?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// See [`Store::swap_records`](baton_core::state::Store::swap_records).
+    pub fn swap_records(
+        &mut self,
+        account: &AccountId,
+        records: &[(Key, Record, Record)],
+    ) -> Result<u32, Failure> {
+        for (key, _, new) in records {
+            rules::key(key)?;
+            rules::record(key.table(), new)?;
+        }
+        fence(self.connection, account)?;
+        let mut swapped = 0;
+        for (key, old, new) in records {
+            swapped += u32::from(rows::swap(self.connection, account, key, old, new)?);
+        }
+        Ok(swapped)
+    }
+
+    /// Those who watch should have a look.
+    pub(crate) fn changed(&mut self) -> Result<(), Failure> {
+        self.connection
+            .prepare_cached("UPDATE baton_cluster SET changes = changes + 1 WHERE id = 1")?
+            .execute([])?;
+        Ok(())
+    }
+
+    /// The time, by the clock of the machine.
+    pub(crate) fn micros(&self) -> i64 {
+        micros(self.now)
+    }
+}
+
+/// The row of `baton_cluster`.
+struct Cluster {
+    history: Seal,
+    changes: u64,
+}
+
+fn cluster(connection: &Connection) -> rusqlite::Result<Cluster> {
+    connection
+        .prepare_cached("SELECT generation, changes FROM baton_cluster WHERE id = 1")?
+        .query_row([], |row| {
+            Ok(Cluster {
+                history: Seal {
+                    generation: row.get(0)?,
+                    ..Seal::FIRST
+                },
+                changes: unsigned(row.get(1)?),
+            })
+        })
+}
+
+fn tenant(connection: &Connection, business: &BusinessId, now: i64) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "INSERT INTO baton_tenant (business_id, created_at) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+        )?
+        .execute(params![business.as_str(), now])
+        .map(|_| ())
+}
+
+/// Why a whole transaction failed.
+enum Trouble {
+    Sql(rusqlite::Error),
+    Replaced,
+}
+
+impl From<rusqlite::Error> for Trouble {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+impl Trouble {
+    /// Whether nobody would fare better alone: everybody has waited once, and each would wait again.
+    fn is_everybodys(&self) -> bool {
+        match self {
+            Self::Sql(error) => error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy),
+            Self::Replaced => true,
         }
     }
-    Ok(Outcome::Committed)
-}
 
-/// The epoch is judged first: a deposed holder that sends its last batch again must not take the successor's batch of
-/// the same number for its own.
-fn why_not(connection: &Connection, batch: &Batch) -> Result<Outcome, Failure> {
-    let Fence { epoch, applied, .. } = fence(connection, &batch.account)?;
-    Ok(if batch.epoch < epoch {
-        Outcome::Fenced { by: epoch }
-    } else if batch.epoch > epoch {
-        Outcome::Rejected(format!(
-            "epoch {} was never granted; {} is in force",
-            batch.epoch.0, epoch.0
-        ))
-    } else if batch.seq <= applied {
-        Outcome::Committed
-    } else {
-        Outcome::Rejected(format!(
-            "batch {} does not follow {}",
-            batch.seq.0, applied.0
-        ))
-    })
+    fn explain(&self) -> StoreError {
+        match self {
+            Self::Sql(error) => explain(error),
+            Self::Replaced => StoreError::Refused(
+                "the database file was replaced while it was open: start this process again"
+                    .to_owned(),
+            ),
+        }
+    }
 }
 
 /// Runs `call` so that it leaves nothing behind if it fails.
-fn savepoint<T>(
+pub(crate) fn savepoint<T>(
     connection: &Connection,
     call: impl FnOnce(&Connection) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
@@ -616,15 +652,16 @@ pub(crate) fn explain(error: &rusqlite::Error) -> StoreError {
 }
 
 /// Constraints keep these columns at zero or above.
-fn unsigned(n: i64) -> u64 {
+pub(crate) fn unsigned(n: i64) -> u64 {
     u64::try_from(n).unwrap_or(0)
 }
 
-fn unhex(hex: &str) -> Option<Incarnation> {
-    u64::from_str_radix(hex, 16).ok().map(Incarnation)
+/// Times are kept in microseconds, as durations are.
+fn micros(now: UnixMillis) -> i64 {
+    now.0.saturating_mul(1000)
 }
 
-/// Rounded up: a lease may be longer than asked for, never shorter.
-fn millis(ttl: Micros) -> i64 {
-    i64::try_from(ttl.0.div_ceil(1000)).unwrap_or(i64::MAX)
+/// Several names may lead to one file; what is beside it has to be the same for all.
+pub(crate) fn real_path(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }

@@ -10,15 +10,19 @@
 #![warn(missing_docs)]
 
 mod database;
+mod fences;
+mod mark;
 mod migrate;
 mod oneshot;
 mod presence;
 mod queue;
+mod roster;
 mod rows;
 mod schema;
 mod store;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 pub use database::{Database, Failure, Transaction, Work};
 pub use migrate::{OpenError, SCHEMA_VERSION};

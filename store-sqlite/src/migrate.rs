@@ -7,6 +7,7 @@ use rusqlite::{
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -89,9 +90,22 @@ impl OpenError {
         let path = path.to_owned();
         match error.sqlite_error_code() {
             Some(ErrorCode::NotADatabase) => Self::NotADatabase(path),
+            // SQLite could open the file, but may not create the log beside it.
+            Some(ErrorCode::ReadOnly)
+                if error.sqlite_error().is_some_and(|error| {
+                    error.extended_code == rusqlite::ffi::SQLITE_READONLY_DIRECTORY
+                }) =>
+            {
+                Self::NoRights(path)
+            }
             Some(ErrorCode::ReadOnly) => Self::ReadOnly(path),
-            // SQLite could open the file but not the log beside it.
-            Some(ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => Self::NoRights(path),
+            Some(ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
+                if is_on_read_only_file_system(&path) {
+                    Self::ReadOnly(path)
+                } else {
+                    Self::NoRights(path)
+                }
+            }
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Locked(path),
             Some(ErrorCode::DatabaseCorrupt) => Self::Damaged(path),
             Some(ErrorCode::DiskFull) => Self::Full(path),
@@ -110,10 +124,16 @@ struct Migration {
 }
 
 /// Version 1 is the first of these.
-const MIGRATIONS: &[Migration] = &[Migration {
-    name: "accounts",
-    sql: include_str!("../migrations/0001_accounts.sql"),
-}];
+const MIGRATIONS: &[Migration] = &[
+    Migration {
+        name: "accounts",
+        sql: include_str!("../migrations/0001_accounts.sql"),
+    },
+    Migration {
+        name: "hosts",
+        sql: include_str!("../migrations/0002_hosts.sql"),
+    },
+];
 
 /// The schema version this program writes.
 pub const SCHEMA_VERSION: u32 = MIGRATIONS.len() as u32;
@@ -124,8 +144,16 @@ pub(crate) fn open_writer(
     busy: Duration,
     now_ms: i64,
 ) -> Result<Connection, OpenError> {
-    touch(path)?;
-    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, busy)?;
+    let connection = {
+        // One at a time, for the reason that `touch` gives: it closes the file that it has created.
+        static CREATING: Mutex<()> = Mutex::new(());
+        let _creating = CREATING.lock().unwrap_or_else(PoisonError::into_inner);
+        touch(path)?;
+        if path.is_dir() {
+            return Err(OpenError::NotADatabase(path.to_owned()));
+        }
+        connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, busy)?
+    };
     prepare(connection, path, busy, now_ms)
 }
 
@@ -151,29 +179,31 @@ pub(crate) fn open_in_memory(now_ms: i64) -> Result<Connection, OpenError> {
 }
 
 /// Creates the file so that only its owner can read it: it holds keys. The files beside it inherit that.
+///
+/// A file that exists is not opened: closing it again would take away the locks that SQLite has on it for connections
+/// of this process, and another process could then remove the log that they write to.
 fn touch(path: &Path) -> Result<(), OpenError> {
-    match private_file()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(path)
-    {
+    match private_file().create_new(true).write(true).open(path) {
         Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(OpenError::NoDirectory(
             path.parent().unwrap_or(Path::new("")).to_owned(),
         )),
-        Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
-            Err(OpenError::NotADatabase(path.to_owned()))
-        }
-        // A file without the write bit, or a directory without ours: look which.
-        Err(error)
-            if error.kind() == io::ErrorKind::PermissionDenied
-                && std::fs::File::open(path).is_ok() =>
-        {
-            Err(OpenError::ReadOnly(path.to_owned()))
-        }
         Err(error) => Err(OpenError::from_io(path, &error)),
+    }
+}
+
+/// SQLite does not tell. The database itself must not be opened for the answer, see [`touch`].
+fn is_on_read_only_file_system(path: &Path) -> bool {
+    let mut probe = path.as_os_str().to_owned();
+    probe.push(".probe");
+    let probe = PathBuf::from(probe);
+    match private_file().create_new(true).write(true).open(&probe) {
+        Ok(_) => {
+            let _ = std::fs::remove_file(&probe);
+            false
+        }
+        Err(error) => error.kind() == io::ErrorKind::ReadOnlyFilesystem,
     }
 }
 

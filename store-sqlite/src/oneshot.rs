@@ -4,7 +4,8 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Wake, Waker},
+    thread::{self, Thread},
 };
 
 /// A place for one answer.
@@ -80,6 +81,26 @@ impl<T> Future for Receiver<T> {
                 slot.state = State::Open;
                 slot.waker = Some(context.waker().clone());
                 Poll::Pending
+            }
+        }
+    }
+}
+
+impl<T> Receiver<T> {
+    /// Waits on this thread.
+    pub(crate) fn wait(mut self) -> Option<T> {
+        struct Unpark(Thread);
+        impl Wake for Unpark {
+            fn wake(self: Arc<Self>) {
+                self.0.unpark();
+            }
+        }
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let mut context = Context::from_waker(&waker);
+        loop {
+            match Pin::new(&mut self).poll(&mut context) {
+                Poll::Ready(answer) => return answer,
+                Poll::Pending => thread::park(),
             }
         }
     }

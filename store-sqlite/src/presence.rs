@@ -1,12 +1,12 @@
 //! Who is alive on this machine: a lock file per process start, beside the database.
 //!
-//! A lease tells when a *silent* holder may be replaced. A holder that was killed need not be waited for: the operating
+//! A lease tells when a *silent* host may be replaced. A host that was killed need not be waited for: the operating
 //! system releases its lock the moment it dies, and whoever finds the lock free, or the file gone, knows that it is
 //! dead. This is evidence about processes of this machine only; a database file must not be shared between machines.
 //!
-//! A holder keeps a *shared* lock on `<hex of incarnation>`, so that several handles of one process can keep it
-//! together; whoever wants to know tries for an exclusive one and removes the file of a dead holder while holding it.
-//! A holder that gets its lock on a file that was just removed notices and starts over.
+//! A host keeps a *shared* lock on `<hex of incarnation>`, so that several handles of one process can keep it
+//! together; whoever wants to know tries for an exclusive one and removes the file of a dead host while holding it.
+//! A host that gets its lock on a file that was just removed notices and starts over.
 
 use baton_core::state::Incarnation;
 use std::{
@@ -19,33 +19,40 @@ use std::{
 /// The locks that this process holds in the directory of one database. They last until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Presence {
-    directory: PathBuf,
+    observer: Observer,
     held: BTreeMap<Incarnation, File>,
+    /// Who has left, once that is committed.
+    leaving: Vec<Incarnation>,
+}
+
+/// Who only looks.
+#[derive(Clone, Debug)]
+pub(crate) struct Observer {
+    directory: PathBuf,
 }
 
 impl Presence {
     /// For the database at `database`: uses the directory `<database>.hosts`, and removes what the dead left there.
     pub(crate) fn open(database: &Path) -> io::Result<Self> {
-        let mut directory = database.as_os_str().to_owned();
-        directory.push(".hosts");
-        let directory = PathBuf::from(directory);
-        create_private(&directory)?;
-        for entry in fs::read_dir(&directory)? {
+        let observer = Observer::new(database);
+        create_private(&observer.directory)?;
+        for entry in fs::read_dir(&observer.directory)? {
             // A file that cannot be looked at is somebody else's trouble.
             let _ = entry.map(|entry| is_dead(&entry.path()));
         }
         Ok(Self {
-            directory,
+            observer,
             held: BTreeMap::new(),
+            leaving: Vec::new(),
         })
     }
 
-    /// Makes `who` visibly alive. Has to come before the commit that names it as a holder.
+    /// Makes `who` visibly alive. Has to come before the commit that takes it into the roster.
     pub(crate) fn announce(&mut self, who: Incarnation) -> io::Result<()> {
         if self.held.contains_key(&who) {
             return Ok(());
         }
-        let path = self.path(who);
+        let path = self.observer.path(who);
         loop {
             let file = private_file()
                 .create(true)
@@ -63,6 +70,36 @@ impl Presence {
 
     /// Whether `who` has provably ended. `false` if it lives or nobody can tell.
     pub(crate) fn is_dead(&self, who: Incarnation) -> bool {
+        !self.held.contains_key(&who) && self.observer.is_dead(who)
+    }
+
+    /// `who` says that it goes; its lock is let go by [`settle`](Self::settle), once others can read that it has gone.
+    pub(crate) fn withdraw(&mut self, who: Incarnation) {
+        self.leaving.push(who);
+    }
+
+    /// The transaction is over.
+    pub(crate) fn settle(&mut self, committed: bool) {
+        for who in self.leaving.drain(..) {
+            if committed && self.held.remove(&who).is_some() {
+                // Takes the file away, unless another handle of this process keeps it.
+                self.observer.is_dead(who);
+            }
+        }
+    }
+}
+
+impl Observer {
+    pub(crate) fn new(database: &Path) -> Self {
+        let mut directory = database.as_os_str().to_owned();
+        directory.push(".hosts");
+        Self {
+            directory: PathBuf::from(directory),
+        }
+    }
+
+    /// Whether `who` has provably ended. `false` if it lives or nobody can tell.
+    pub(crate) fn is_dead(&self, who: Incarnation) -> bool {
         is_dead(&self.path(who))
     }
 
@@ -71,9 +108,14 @@ impl Presence {
     }
 }
 
-/// Sixteen digits: the name of the lock file, and of the holder in the database.
+/// Sixteen digits: the name of the lock file, and of the host in the database.
 pub(crate) fn hex(who: Incarnation) -> String {
     format!("{:016x}", who.0)
+}
+
+/// [`hex`] backwards.
+pub(crate) fn unhex(hex: &str) -> Option<Incarnation> {
+    u64::from_str_radix(hex, 16).ok().map(Incarnation)
 }
 
 fn is_dead(path: &Path) -> bool {
@@ -84,7 +126,7 @@ fn is_dead(path: &Path) -> bool {
         };
         match file.try_lock() {
             // Only whoever has the lock on the very file that is there may remove it: another sweeper may have been
-            // faster, and a living holder may have put a new one in its place.
+            // faster, and a living host may have put a new one in its place.
             Ok(()) => match is_at(&file, path) {
                 Ok(true) => {
                     let _ = fs::remove_file(path);
@@ -99,22 +141,30 @@ fn is_dead(path: &Path) -> bool {
 }
 
 /// Whether `path` still names `file`.
-#[cfg(unix)]
 fn is_at(file: &File, path: &Path) -> io::Result<bool> {
-    use std::os::unix::fs::MetadataExt as _;
-    let mine = file.metadata()?;
+    let mine = identity(&file.metadata()?);
     match fs::metadata(path) {
-        Ok(there) => Ok(there.dev() == mine.dev() && there.ino() == mine.ino()),
+        Ok(there) => Ok(identity(&there) == mine),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// Elsewhere the existence of the file has to do; a mistake costs a takeover, never data.
+/// What tells one file from another, whatever they are called. Elsewhere than on Unix all are taken for the same; a
+/// mistake costs a takeover or a warning, never data.
+#[cfg(unix)]
+pub(crate) type Identity = (u64, u64);
 #[cfg(not(unix))]
-fn is_at(_: &File, path: &Path) -> io::Result<bool> {
-    path.try_exists()
+pub(crate) type Identity = ();
+
+#[cfg(unix)]
+pub(crate) fn identity(of: &fs::Metadata) -> Identity {
+    use std::os::unix::fs::MetadataExt as _;
+    (of.dev(), of.ino())
 }
+
+#[cfg(not(unix))]
+pub(crate) fn identity(_: &fs::Metadata) -> Identity {}
 
 #[cfg(unix)]
 fn create_private(directory: &Path) -> io::Result<()> {
@@ -166,10 +216,10 @@ mod tests {
         drop(one);
         assert!(!observer.is_dead(a), "the second handle keeps it");
         assert!(observer.is_dead(b));
-        assert!(!observer.path(b).exists(), "swept");
+        assert!(!observer.observer.path(b).exists(), "swept");
         drop(two);
         Presence::open(&database).unwrap();
-        assert!(!observer.path(a).exists(), "opening sweeps");
+        assert!(!observer.observer.path(a).exists(), "opening sweeps");
     }
 
     #[test]

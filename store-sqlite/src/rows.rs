@@ -35,17 +35,43 @@ pub(crate) fn put(
     bind_account(&mut statement, account)?;
     statement.raw_bind_parameter(3, &record.0[..])?;
     statement.raw_bind_parameter(4, at.0)?;
-    schema::bind(&mut statement, 5, key)?;
-    if *key == Key::Device {
-        // For people who look into the file; nothing of ours reads them back. A row that only a newer release
-        // understands has none.
-        let told = describe_device(record).ok();
-        let addresses = told.map_or([None, None], |device| [device.jid, device.lid]);
-        for (at, address) in (5..).zip(addresses) {
-            statement.raw_bind_parameter(at, address.map(|jid| jid.to_string()))?;
-        }
-    }
+    bind_key(&mut statement, key, record)?;
     statement.raw_execute()?;
+    Ok(())
+}
+
+/// Replaces the row's record if it is `old`; its age stays.
+pub(crate) fn swap(
+    connection: &Connection,
+    account: &AccountId,
+    key: &Key,
+    old: &Record,
+    new: &Record,
+) -> Result<bool, Failure> {
+    let mut statement = connection.prepare_cached(&statements(key.table()).swap)?;
+    bind_account(&mut statement, account)?;
+    statement.raw_bind_parameter(3, &new.0[..])?;
+    statement.raw_bind_parameter(4, &old.0[..])?;
+    bind_key(&mut statement, key, new)?;
+    Ok(statement.raw_execute()? > 0)
+}
+
+/// Binds the key from parameter 5; of the device row, which has no key, what its `record` tells.
+fn bind_key(
+    statement: &mut rusqlite::Statement<'_>,
+    key: &Key,
+    record: &Record,
+) -> rusqlite::Result<()> {
+    if *key != Key::Device {
+        return schema::bind(statement, 5, key);
+    }
+    // For people who look into the file; nothing of ours reads them back. A row that is encrypted, or that only a
+    // newer release understands, has none.
+    let told = describe_device(record).ok();
+    let addresses = told.map_or([None, None], |device| [device.jid, device.lid]);
+    for (at, address) in (5..).zip(addresses) {
+        statement.raw_bind_parameter(at, address.map(|jid| jid.to_string()))?;
+    }
     Ok(())
 }
 

@@ -5,21 +5,24 @@
 //! before the call, without waiting for the writer.
 
 use crate::{
-    database::{Database, Failure, Transaction, Work},
+    database::{Database, Failure, Transaction, Work, real_path},
     migrate::OpenError,
     oneshot,
+    presence::Observer,
     queue::{Queue, Refused, Worker},
+    watch::Watch,
 };
 use baton_core::state::{
-    AccountId, AccountInfo, Batch, BusinessId, Claim, Epoch, Incarnation, Key, MessageId, Micros,
-    Outcome, Record, Renewal, Row, Scan, Store, StoreError, Table, UnixMillis,
+    AccountId, AccountInfo, Batch, Beat, Beaten, BusinessId, Change, Claim, Epoch, HandOver,
+    HostInfo, HostView, Incarnation, Key, Lease, MessageId, Micros, Orphan, Outcome, Placement,
+    Record, Row, Scan, Seal, Store, StoreError, Table, Term, UnixMillis,
 };
 use std::{
     fmt,
     future::Future,
     path::{Path, PathBuf},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     thread::{self, JoinHandle},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -34,8 +37,8 @@ pub struct Options {
     pub readers: usize,
     /// Calls that may wait for the writer, and for the readers. Beyond that a call fails as unavailable at once.
     pub queue: usize,
-    /// Keep a lock file per holder in `<database>.hosts`, so that a killed holder on this machine is replaced at once
-    /// instead of when its lease runs out.
+    /// Keep a lock file per host in `<database>.hosts`, so that a killed host is replaced at once instead of when its
+    /// lease runs out. It is kept for as long as this store is open: a host joins by a handle that it keeps.
     pub presence: bool,
     /// The clock of leases: Unix milliseconds, the same for all processes that share the file. SQLite has no clock but
     /// the machine's, which is the default.
@@ -87,12 +90,18 @@ pub struct SqliteStore {
 
 struct Inner {
     path: PathBuf,
-    clock: Arc<dyn Fn() -> UnixMillis + Send + Sync>,
-    writes: Arc<Queue<Box<dyn WriteJob>>>,
+    options: Options,
+    writes: Arc<WriteQueue>,
     reads: Arc<Queue<Box<dyn ReadJob>>>,
     readers: Vec<JoinHandle<()>>,
     writer: Option<JoinHandle<()>>,
+    watch: Arc<Watch>,
+    /// Started by the first who watches.
+    watcher: Mutex<Option<JoinHandle<()>>>,
 }
+
+/// What waits for the thread that writes.
+pub(crate) type WriteQueue = Queue<Box<dyn WriteJob>>;
 
 /// Work done in one transaction at most; bounds how long the first caller waits for the last.
 const GROUP: usize = 4096;
@@ -101,22 +110,25 @@ impl SqliteStore {
     /// Opens the file, creates it if there is none, and brings its tables up to date.
     pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Self, OpenError> {
         let path = path.as_ref();
-        let clock = options.clock;
+        let (busy, presence) = (options.busy, options.presence);
+        let (readers, clock) = (options.readers.max(1), Arc::clone(&options.clock));
         let mut inner = Inner {
             path: path.to_owned(),
             writes: Queue::new(options.queue),
             reads: Queue::new(options.queue),
             readers: Vec::new(),
             writer: None,
-            clock: Arc::clone(&clock),
+            watch: Arc::default(),
+            watcher: Mutex::new(None),
+            options,
         };
-        let writer = Database::open(path, options.busy, options.presence, clock())?;
+        let writer = Database::open(path, busy, presence, clock())?;
         let queue = Arc::clone(&inner.writes);
         inner.writer = Some(spawn(path, "baton-write", move || {
             write_loop(writer, &Worker(queue), &*clock);
         })?);
-        for _ in 0..options.readers.max(1) {
-            let reader = Database::open_reader(path, options.busy)?;
+        for _ in 0..readers {
+            let reader = Database::open_reader(path, busy, presence)?;
             let queue = Arc::clone(&inner.reads);
             let body = move || read_loop(&reader, &queue);
             inner.readers.push(spawn(path, "baton-read", body)?);
@@ -154,6 +166,10 @@ impl SqliteStore {
         call
     }
 
+    fn clock(&self) -> Arc<dyn Fn() -> UnixMillis + Send + Sync> {
+        Arc::clone(&self.inner.options.clock)
+    }
+
     /// The file.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -164,18 +180,24 @@ impl SqliteStore {
         &self,
         call: impl FnMut(&mut Transaction<'_>) -> Result<T, Failure> + Send + 'static,
     ) -> Answer<T> {
-        let (sender, receiver) = oneshot::channel();
-        let job = Box::new(Write {
-            call,
-            answer: None,
-            sender,
-        });
-        let refused = match self.inner.writes.push(job) {
-            Ok(()) => None,
-            Err(Refused::Full(_)) => Some("too many calls are waiting for the database"),
-            Err(Refused::Stopped(_)) => Some(STOPPED),
-        };
-        Answer { refused, receiver }
+        submit(&self.inner.writes, call)
+    }
+
+    /// Starts the thread that looks for news, if it does not run yet.
+    fn start_watching(&self) -> Result<(), StoreError> {
+        let inner = &self.inner;
+        let mut watcher = inner.watcher.lock().unwrap_or_else(PoisonError::into_inner);
+        if watcher.is_some() {
+            return Ok(());
+        }
+        let cannot = |error: OpenError| StoreError::Unavailable(error.to_string());
+        let Options { busy, presence, .. } = inner.options;
+        let database = Database::open_reader(&inner.path, busy, presence).map_err(cannot)?;
+        let observer = presence.then(|| Observer::new(&real_path(&inner.path)));
+        let (watch, writes) = (Arc::clone(&inner.watch), Arc::clone(&inner.writes));
+        let body = move || watch.run(&database, observer.as_ref(), &writes);
+        *watcher = Some(spawn(&inner.path, "baton-watch", body).map_err(cannot)?);
+        Ok(())
     }
 
     fn read<T: Send + 'static>(
@@ -193,12 +215,42 @@ impl SqliteStore {
     }
 }
 
+/// Queues a call for the thread that writes.
+pub(crate) fn submit<T: Send + 'static>(
+    writes: &WriteQueue,
+    call: impl FnMut(&mut Transaction<'_>) -> Result<T, Failure> + Send + 'static,
+) -> Answer<T> {
+    let (sender, receiver) = oneshot::channel();
+    let job = Box::new(Write {
+        call,
+        answer: None,
+        sender,
+    });
+    let refused = match writes.push(job) {
+        Ok(()) => None,
+        Err(Refused::Full(_)) => Some("too many calls are waiting for the database"),
+        Err(Refused::Stopped(_)) => Some(STOPPED),
+    };
+    Answer { refused, receiver }
+}
+
 const STOPPED: &str = "the thread of the database has stopped";
 
 /// A call on its way.
-struct Answer<T> {
+pub(crate) struct Answer<T> {
     refused: Option<&'static str>,
     receiver: oneshot::Receiver<Result<T, StoreError>>,
+}
+
+impl<T> Answer<T> {
+    /// Waits on this thread.
+    pub(crate) fn wait(self) -> Result<T, StoreError> {
+        let unavailable = |why: &str| Err(StoreError::Unavailable(why.to_owned()));
+        match self.refused {
+            Some(why) => unavailable(why),
+            None => self.receiver.wait().unwrap_or_else(|| unavailable(STOPPED)),
+        }
+    }
 }
 
 impl<T> Future for Answer<T> {
@@ -241,6 +293,13 @@ impl Store for SqliteStore {
         self.write(move |transaction| transaction.commit(&batches))
     }
 
+    fn confirm(
+        &self,
+        terms: Vec<(AccountId, Term)>,
+    ) -> impl Future<Output = Result<Vec<Outcome>, StoreError>> + Send {
+        self.write(move |transaction| transaction.confirm(&terms))
+    }
+
     fn create_account(
         &self,
         business: &BusinessId,
@@ -250,41 +309,24 @@ impl Store for SqliteStore {
         self.write(move |transaction| transaction.create_account(&business, &name))
     }
 
+    fn delete_account(
+        &self,
+        account: &AccountId,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send {
+        let account = account.clone();
+        self.write(move |transaction| transaction.delete_account(&account))
+    }
+
     fn accounts(
         &self,
         business: &BusinessId,
     ) -> impl Future<Output = Result<Vec<AccountInfo>, StoreError>> + Send {
-        let (business, clock) = (business.clone(), Arc::clone(&self.inner.clock));
+        let (business, clock) = (business.clone(), self.clock());
         self.read(move |database| database.accounts(&business, clock()))
     }
 
-    fn claim(
-        &self,
-        account: &AccountId,
-        who: Incarnation,
-        ttl: Micros,
-    ) -> impl Future<Output = Result<Claim, StoreError>> + Send {
-        let account = account.clone();
-        self.write(move |transaction| transaction.claim(&account, who, ttl))
-    }
-
-    fn renew(
-        &self,
-        who: Incarnation,
-        leases: Vec<(AccountId, Epoch)>,
-        ttl: Micros,
-    ) -> impl Future<Output = Result<Vec<Renewal>, StoreError>> + Send {
-        self.write(move |transaction| transaction.renew(who, &leases, ttl))
-    }
-
-    fn release(
-        &self,
-        account: &AccountId,
-        who: Incarnation,
-        epoch: Epoch,
-    ) -> impl Future<Output = Result<(), StoreError>> + Send {
-        let account = account.clone();
-        self.write(move |transaction| transaction.release(&account, who, epoch))
+    fn tenants(&self) -> impl Future<Output = Result<Vec<BusinessId>, StoreError>> + Send {
+        self.read(Database::tenants)
     }
 
     fn enqueue(
@@ -308,6 +350,145 @@ impl Store for SqliteStore {
         let account = account.clone();
         self.write(move |transaction| transaction.retain(&account, table, before, limit))
     }
+
+    fn join(
+        &self,
+        who: Incarnation,
+        info: HostInfo,
+        ttl: Micros,
+    ) -> impl Future<Output = Result<u16, StoreError>> + Send {
+        self.write(move |transaction| transaction.join(who, &info, ttl))
+    }
+
+    fn beat(
+        &self,
+        who: Incarnation,
+        beat: Beat,
+    ) -> impl Future<Output = Result<Beaten, StoreError>> + Send {
+        self.write(move |transaction| transaction.beat(who, beat))
+    }
+
+    fn hosts(&self) -> impl Future<Output = Result<Vec<HostView>, StoreError>> + Send {
+        let clock = self.clock();
+        self.read(move |database| database.hosts(clock()))
+    }
+
+    fn declare_dead(
+        &self,
+        by: Incarnation,
+        dead: Incarnation,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        self.write(move |transaction| transaction.declare_dead(by, dead))
+    }
+
+    fn leave(&self, who: Incarnation) -> impl Future<Output = Result<(), StoreError>> + Send {
+        self.write(move |transaction| transaction.leave(who))
+    }
+
+    fn claim(
+        &self,
+        who: Incarnation,
+        accounts: Vec<AccountId>,
+    ) -> impl Future<Output = Result<Vec<Claim>, StoreError>> + Send {
+        self.write(move |transaction| transaction.claim(who, &accounts))
+    }
+
+    fn release(
+        &self,
+        who: Incarnation,
+        accounts: Vec<(AccountId, Epoch)>,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send {
+        self.write(move |transaction| transaction.release(who, &accounts))
+    }
+
+    fn hand_over(
+        &self,
+        who: Incarnation,
+        account: &AccountId,
+        epoch: Epoch,
+        to: Incarnation,
+    ) -> impl Future<Output = Result<HandOver, StoreError>> + Send {
+        let account = account.clone();
+        self.write(move |transaction| transaction.hand_over(who, &account, epoch, to))
+    }
+
+    fn held(
+        &self,
+        who: Incarnation,
+    ) -> impl Future<Output = Result<Vec<(AccountId, Lease)>, StoreError>> + Send {
+        self.read(move |database| database.held(who))
+    }
+
+    fn orphans(
+        &self,
+        after: Option<AccountId>,
+        limit: u32,
+    ) -> impl Future<Output = Result<Vec<Orphan>, StoreError>> + Send {
+        let clock = self.clock();
+        self.read(move |database| database.orphans(after.as_ref(), limit, clock()))
+    }
+
+    fn place(
+        &self,
+        account: &AccountId,
+        placement: Placement,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send {
+        let account = account.clone();
+        self.write(move |transaction| transaction.place(&account, &placement))
+    }
+
+    fn retire(
+        &self,
+        who: Incarnation,
+        account: &AccountId,
+        epoch: Epoch,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        let account = account.clone();
+        self.write(move |transaction| transaction.retire(who, &account, epoch))
+    }
+
+    fn history(&self) -> impl Future<Output = Result<Seal, StoreError>> + Send {
+        self.read(Database::history)
+    }
+
+    fn renew_history(&self, now: Seal) -> impl Future<Output = Result<Seal, StoreError>> + Send {
+        self.write(move |transaction| transaction.renew_history(now))
+    }
+
+    async fn watch(&self, who: Incarnation) -> Result<Change, StoreError> {
+        self.start_watching()?;
+        self.inner.watch.watch(who).await
+    }
+
+    fn vault(
+        &self,
+        business: &BusinessId,
+    ) -> impl Future<Output = Result<Vec<(u32, Record)>, StoreError>> + Send {
+        let business = business.clone();
+        self.read(move |database| database.vault(&business))
+    }
+
+    fn swap_vault(
+        &self,
+        business: &BusinessId,
+        number: u32,
+        old: Option<Record>,
+        new: Option<Record>,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        let business = business.clone();
+        self.write(move |transaction| {
+            transaction.swap_vault(&business, number, old.as_ref(), new.as_ref())
+        })
+    }
+
+    fn swap_records(
+        &self,
+        account: &AccountId,
+        records: Vec<(Key, Record, Record)>,
+    ) -> impl Future<Output = Result<u32, StoreError>> + Send {
+        let account = account.clone();
+        self.write(move |transaction| transaction.swap_records(&account, &records))
+    }
 }
 
 impl fmt::Debug for SqliteStore {
@@ -327,7 +508,14 @@ fn spawn(
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // Readers first: the connection that closes last, alone, copies the log into the file and removes it.
+        // Who watches waits for the writer.
+        self.watch.stop();
+        let watcher = self
+            .watcher
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        join(watcher.take());
+        // Then readers: the connection that closes last, alone, copies the log into the file and removes it.
         self.reads.close();
         join(self.readers.drain(..));
         self.writes.close();
@@ -377,7 +565,7 @@ fn read_loop(database: &Database, queue: &Arc<Queue<Box<dyn ReadJob>>>) {
 }
 
 /// A call that writes, and whoever waits for it.
-trait WriteJob: Send {
+pub(crate) trait WriteJob: Send {
     fn work(&mut self) -> &mut dyn Work;
     /// The transaction is over: gives the answer.
     fn finish(self: Box<Self>);
@@ -467,7 +655,7 @@ mod tests {
         let death = store.write(|_| -> Result<(), Failure> { panic!("a bug, on purpose") });
         // Queued behind the one that kills the thread, or refused because it is dead already: never left waiting.
         let behind: Vec<_> = (0..50)
-            .map(|_| store.claim(&id, Incarnation(1), Micros(0)))
+            .map(|_| store.place(&id, Placement::default()))
             .collect();
         assert!(unavailable(block_on(death)));
         for call in behind {

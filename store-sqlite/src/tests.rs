@@ -1,9 +1,9 @@
 //! The suite of `baton-core` on a file, with a clock that the tests turn; and the same core without threads.
 
-use crate::{Options, SqliteStore, presence::hex, schema};
+use crate::{Options, SqliteStore, schema};
 use baton_core::state::{
-    AccountId, Batch, BusinessId, Claim, Epoch, Incarnation, Key, Micros, Record, Row, Store,
-    UnixMillis,
+    AccountId, Batch, Beat, Beaten, BusinessId, Claim, HostInfo, HostState, Incarnation, Key,
+    Lease, Micros, Record, Row, Store, Term, UnixMillis, View,
     conformance::{Harness, block_on},
 };
 use bytes::Bytes;
@@ -15,18 +15,45 @@ use std::sync::{
 use tempfile::TempDir;
 
 mod faults;
+mod presence;
+mod restored;
+mod statements;
+mod wall;
 
 /// A file of its own per test.
 struct OnDisk {
-    directory: TempDir,
+    directory: Directory,
     clock: Arc<AtomicI64>,
+}
+
+/// Gone in the end, unless it is somebody else's.
+enum Directory {
+    Own(TempDir),
+    Other(std::path::PathBuf),
+}
+
+impl Directory {
+    fn path(&self) -> &std::path::Path {
+        match self {
+            Self::Own(directory) => directory.path(),
+            Self::Other(directory) => directory,
+        }
+    }
 }
 
 impl OnDisk {
     fn new() -> Self {
         Self {
-            directory: tempfile::tempdir().unwrap(),
+            directory: Directory::Own(tempfile::tempdir().unwrap()),
             clock: Arc::new(AtomicI64::new(1_700_000_000_000)),
+        }
+    }
+
+    /// What is in this directory already.
+    fn at(directory: &std::path::Path) -> Self {
+        Self {
+            directory: Directory::Other(directory.to_owned()),
+            ..Self::new()
         }
     }
 
@@ -95,14 +122,15 @@ fn business() -> BusinessId {
 
 fn batch(
     account: &AccountId,
-    epoch: Epoch,
+    term: Term,
     seq: u64,
     rows: impl IntoIterator<Item = (Key, Vec<u8>)>,
 ) -> Batch {
     Batch {
         account: account.clone(),
-        epoch,
+        term,
         seq: baton_core::state::Seq(seq),
+        reseal: false,
         at: UnixMillis(0),
         rows: rows
             .into_iter()
@@ -111,39 +139,45 @@ fn batch(
     }
 }
 
-fn granted(claim: Claim) -> Epoch {
-    match claim {
-        Claim::Granted(lease) => lease.epoch,
-        Claim::Held { by, .. } => panic!("held by {by:?}"),
+const HOUR: Micros = Micros::from_secs(3600);
+const ALICE: Incarnation = Incarnation(0xa);
+const BOB: Incarnation = Incarnation(0xb0b0_0000_0000_000b);
+
+fn join(store: &SqliteStore, who: Incarnation, ttl: Micros) {
+    block_on(store.join(who, HostInfo::named("host"), ttl)).unwrap();
+}
+
+fn claim(store: &SqliteStore, who: Incarnation, account: &AccountId) -> Claim {
+    block_on(store.claim(who, vec![account.clone()])).unwrap()[0]
+}
+
+fn granted(store: &SqliteStore, who: Incarnation, account: &AccountId) -> Lease {
+    match claim(store, who, account) {
+        Claim::Granted(lease) => lease,
+        other => panic!("{other:?}"),
     }
 }
 
-const HOUR: Micros = Micros::from_secs(3600);
+/// Joins and claims.
+fn owned(store: &SqliteStore, who: Incarnation, account: &AccountId) -> Term {
+    join(store, who, HOUR);
+    granted(store, who, account).term
+}
 
-#[test]
-fn a_dead_holder_is_replaced_at_once() {
-    let harness = OnDisk::new();
-    let (alice, bob) = (Incarnation(0xa), Incarnation(0xb));
-    let first = harness.open();
-    let second = harness.open();
-    let id = block_on(first.create_account(&business(), "main")).unwrap();
-    granted(block_on(first.claim(&id, alice, HOUR)).unwrap());
-    let held = block_on(second.claim(&id, bob, HOUR)).unwrap();
-    assert!(
-        matches!(held, Claim::Held { by, .. } if by == alice),
-        "{held:?}"
-    );
-    // The lease has an hour to go, but its holder has let go of its lock.
-    drop(first);
-    assert_eq!(
-        granted(block_on(second.claim(&id, bob, HOUR)).unwrap()),
-        Epoch(2)
-    );
-    let locks = std::fs::read_dir(format!("{}.hosts", harness.path().display())).unwrap();
-    let names: Vec<_> = locks
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    assert_eq!(names, [hex(bob)], "the dead leave nothing behind");
+fn create(store: &SqliteStore, name: &str) -> AccountId {
+    block_on(store.create_account(&business(), name)).unwrap()
+}
+
+fn beat(store: &SqliteStore, who: Incarnation, ttl: Micros) -> View {
+    let beat = Beat {
+        draining: false,
+        accounts: 0,
+        ttl,
+    };
+    match block_on(store.beat(who, beat)).unwrap() {
+        Beaten::Renewed(view) => view,
+        Beaten::Dead => panic!("{who:?} is dead"),
+    }
 }
 
 /// Gateways that start together on a new file: each finds it usable, whoever prepares it.
@@ -167,43 +201,24 @@ fn a_new_file_may_be_opened_by_many_at_once() {
     }
 }
 
-#[test]
-fn without_presence_the_lease_alone_decides() {
-    let harness = OnDisk::new();
-    let options = || Options {
-        presence: false,
-        ..harness.options()
-    };
-    let first = SqliteStore::open(harness.path(), options()).unwrap();
-    let second = SqliteStore::open(harness.path(), options()).unwrap();
-    let id = block_on(first.create_account(&business(), "main")).unwrap();
-    granted(block_on(first.claim(&id, Incarnation(1), HOUR)).unwrap());
-    drop(first);
-    let held = block_on(second.claim(&id, Incarnation(2), HOUR)).unwrap();
-    assert!(matches!(held, Claim::Held { .. }), "{held:?}");
-    harness.advance(HOUR);
-    granted(block_on(second.claim(&id, Incarnation(2), HOUR)).unwrap());
-    assert!(!harness.path().with_extension("db.hosts").exists());
-}
-
+/// Two years back: everybody's lease seems to last two years longer, and nobody seems to have beaten since.
 #[test]
 fn a_clock_set_back_does_not_lengthen_a_lease() {
     let harness = OnDisk::new();
     let store = harness.open();
-    let id = block_on(store.create_account(&business(), "main")).unwrap();
-    granted(block_on(store.claim(&id, Incarnation(1), Micros::from_secs(10))).unwrap());
-    // A year back: the lease seems to last a year longer.
-    harness.clock.fetch_sub(365 * 86_400_000, Ordering::SeqCst);
-    let held = block_on(store.claim(&id, Incarnation(2), HOUR)).unwrap();
-    assert_eq!(
-        held,
-        Claim::Held {
-            by: Incarnation(1),
-            remaining: Micros::from_secs(10)
-        }
-    );
-    harness.advance(Micros::from_secs(11));
-    granted(block_on(store.claim(&id, Incarnation(2), HOUR)).unwrap());
+    let ttl = Micros::from_secs(10);
+    join(&store, ALICE, ttl);
+    join(&store, BOB, ttl);
+    harness
+        .clock
+        .fetch_sub(2 * 365 * 86_400_000, Ordering::SeqCst);
+    assert_eq!(beat(&store, BOB, ttl).hosts[0].remaining, ttl);
+    for _ in 0..3 {
+        harness.advance(Micros::from_secs(4));
+        beat(&store, BOB, ttl);
+    }
+    let hosts = block_on(store.hosts()).unwrap();
+    assert_eq!(hosts[0].state, HostState::Dead, "{hosts:?}");
 }
 
 #[test]
@@ -216,9 +231,15 @@ fn the_core_runs_without_threads() {
     impl Work for Start {
         fn attempt(&mut self, transaction: &mut Transaction<'_>) -> Result<(), rusqlite::Error> {
             let id = transaction.create_account(&business(), "main").unwrap();
-            let epoch = granted(transaction.claim(&id, Incarnation(1), HOUR).unwrap());
+            transaction
+                .join(ALICE, &HostInfo::named("host"), HOUR)
+                .unwrap();
+            let claims = transaction.claim(ALICE, std::slice::from_ref(&id)).unwrap();
+            let [Claim::Granted(lease)] = claims[..] else {
+                panic!("{claims:?}")
+            };
             let outcomes = transaction
-                .commit(&[batch(&id, epoch, 1, [(Key::Counters, vec![7])])])
+                .commit(&[batch(&id, lease.term, 1, [(Key::Counters, vec![7])])])
                 .unwrap();
             self.0 = Some((id, outcomes));
             Ok(())
@@ -238,7 +259,7 @@ fn the_core_runs_without_threads() {
         [Row::Present(Record(Bytes::from_static(&[7]))), Row::Absent]
     );
     let listed = database.accounts(&business(), UnixMillis(6)).unwrap();
-    assert_eq!(listed[0].holder, Some(Incarnation(1)));
+    assert_eq!(listed[0].holder, Some(ALICE));
 }
 
 /// The addresses of an account stand in columns of their own, for people who look into the file.
@@ -266,9 +287,8 @@ fn the_addresses_of_an_account_can_be_read_in_sql() {
     let (jid, lid) = ("15550000001:2@s.whatsapp.net", "100000000000001:2@lid");
     let harness = OnDisk::new();
     let store = harness.open();
-    let account = block_on(store.create_account(&business(), "main")).unwrap();
-    let claim = block_on(store.claim(&account, Incarnation(1), Micros::from_secs(60))).unwrap();
-    let epoch = granted(claim);
+    let account = create(&store, "main");
+    let term = owned(&store, ALICE, &account);
     let addresses = || -> (Option<String>, Option<String>) {
         Connection::open(harness.path())
             .unwrap()
@@ -291,8 +311,9 @@ fn the_addresses_of_an_account_can_be_read_in_sql() {
     for (seq, (row, expected)) in (1..).zip(steps) {
         let batch = Batch {
             account: account.clone(),
-            epoch,
+            term,
             seq: baton_core::state::Seq(seq),
+            reseal: false,
             at: UnixMillis(1),
             rows: [(Key::Device, row)].into(),
         };

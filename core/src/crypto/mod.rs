@@ -3,6 +3,8 @@
 //! A WhatsApp client speaks one small dialect of cryptography everywhere. Identities, ratchets, pairing and the
 //! Noise handshake all use Curve25519 keys in Montgomery form; those same keys sign (XEdDSA); everything secret is
 //! stretched by HKDF-SHA256; messages are AES-256-CBC with a MAC, transport and companion payloads AES-256-GCM.
+//! What is ours alone (rows at rest, export files) is XChaCha20-Poly1305, its keys kept by an operator or stretched from
+//! a passphrase by Argon2id.
 //! The floors above never touch a cipher crate: what they may do is what this module offers.
 //!
 //! Three promises hold for everything here:
@@ -12,12 +14,15 @@
 //!   the engine can be repeated byte for byte.
 //! - Bytes from outside can make an operation fail, never panic.
 
+mod aead;
 mod cipher;
 mod kdf;
 mod keys;
 mod rng;
+mod secret;
 mod xeddsa;
 
+pub use aead::XChaCha;
 pub use cipher::{
     AesGcm, CipherError, aes_cbc_decrypt, aes_cbc_encrypt, aes_cbc_encrypt_into, cbc_ciphertext_len,
 };
@@ -25,6 +30,7 @@ pub(crate) use kdf::HmacKey;
 pub use kdf::{hkdf_sha256, hmac_sha256, md5, sha1, sha256, verify_mac};
 pub use keys::{KeyError, KeyPair, PrivateKey, PublicKey, SharedSecret};
 pub use rng::Rng;
+pub use secret::{PassphraseCost, SecretKey, SecretKeyError, UnusableCost};
 pub use xeddsa::{BadSignature, Signature};
 
 /// What tests of several floors need to read vectors.

@@ -2,16 +2,15 @@
 
 use crate::{
     flow::{Command, CommandError, CommandId, Endpoint, Event, Notice, Reply, StopReason},
-    state::{Batch, Epoch, EventSeq, Key, Micros, Row, Scan, Seq},
+    state::{Batch, Epoch, EventSeq, Key, Lease, Micros, Row, Scan, Seal, Seq},
 };
 
-/// The right to act. `epoch` fences the store; `until` bounds what no store can fence.
+/// The right to act. The lease's term fences the store; `until` bounds what no store can fence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// Fencing token.
-    pub epoch: Epoch,
-    /// The last batch in the account's history.
-    pub applied: Seq,
+    /// What the store gave: the term that every batch carries, the last batch in the account's history, and the
+    /// history in which the account's keys are known not to have gone back.
+    pub lease: Lease,
     /// On the engine's monotonic clock; count from *before* the claim or renewal was sent.
     pub until: Micros,
 }
@@ -45,9 +44,15 @@ pub enum Input<'a> {
         /// The epoch in force.
         by: Epoch,
     },
+    /// The store refused a batch because the database's history is not the one of the grant: commits may have been
+    /// lost. The engine stops; nothing more leaves it. Claim anew and build another.
+    Unsealed {
+        /// The history now.
+        history: Seal,
+    },
     /// The store refused for good: history or schema do not fit. The engine stops.
     StoreRefused(String),
-    /// The lease was renewed.
+    /// The lease was renewed. Counts only for the term that the engine was built with.
     Granted(Grant),
     /// Somebody wants something.
     Command(CommandId, Command),

@@ -37,7 +37,8 @@ use crate::{
         pairing::{self, Pairing},
         pre_keys,
         query::{Answer, Queries, Query, iq},
-        retry::Retries,
+        reseal,
+        retry::{Asked, Retries},
         send::Sends,
     },
     proto::record::Counters,
@@ -63,6 +64,8 @@ fn plausible(counters: &Counters) -> bool {
         && counters.next_order.unwrap_or(1) < rules::MAX_NUMBER
         && pre_key(counters.next_pre_key)
         && pre_key(counters.first_unconfirmed_pre_key)
+        && pre_key(counters.next_signed_pre_key)
+        && counters.burn.unwrap_or(0) < u32::MAX
 }
 
 /// What a load or scan is for.
@@ -75,6 +78,7 @@ enum Reading {
     InboxAtStart,
     Inbox,
     Mailbox,
+    MailboxAtStart,
 }
 
 /// Where the engine's life stands.
@@ -123,6 +127,7 @@ impl Engine {
     #[must_use]
     pub fn new(account: AccountId, config: Config, grant: Grant, seed: [u8; 32], now: Now) -> Self {
         let mut rng = Rng::from_seed(seed);
+        let lease = grant.lease;
         let cache = usize::try_from(config.limits.cache_bytes.get()).unwrap_or(usize::MAX);
         let cx = Context {
             id: account,
@@ -131,7 +136,7 @@ impl Engine {
             account: Account::create(&mut rng, now.unix.secs()),
             rng,
             now,
-            rows: WorkingSet::new(grant.applied, cache),
+            rows: WorkingSet::new(lease.applied, lease.sealed != lease.term.history, cache),
             counters: Counters::default(),
             gate: Gate::default(),
             inbox: Inbox::default(),
@@ -159,7 +164,7 @@ impl Engine {
             unlinking: None,
             checking_mailbox: false,
         };
-        if grant.applied.0 >= rules::MAX_NUMBER {
+        if lease.applied.0 >= rules::MAX_NUMBER {
             engine.halt(StopReason::Store("the write history is full".into()));
         }
         engine.load(vec![Key::Device, Key::Counters], Reading::Account);
@@ -211,10 +216,10 @@ impl Engine {
     fn next_output(&mut self, wire: &mut Vec<u8>) -> Output {
         let limits = &self.cx.config.limits;
         if self.cx.rows.in_flight() < u64::from(limits.batches_in_flight.get())
-            && let Some(batch) = self
-                .cx
-                .rows
-                .seal(&self.cx.id, self.grant.epoch, self.cx.now.unix)
+            && let Some(batch) =
+                self.cx
+                    .rows
+                    .seal(&self.cx.id, self.grant.lease.term, self.cx.now.unix)
         {
             self.cx.stats.batches += 1;
             return Output::Commit(batch);
@@ -305,10 +310,11 @@ impl Engine {
             Input::Loaded(id, rows) => self.loaded(id, rows),
             Input::Scanned(id, rows) => self.scanned(id, rows),
             Input::Committed { epoch, upto } => {
-                if epoch == self.grant.epoch {
+                if epoch == self.grant.lease.term.epoch {
                     self.cx.rows.committed(upto);
                 }
             }
+            Input::Unsealed { history } => self.halt(StopReason::HistoryChanged(history)),
             Input::Fenced { by } => self.halt(StopReason::Fenced(by)),
             Input::StoreRefused(why) => self.halt(StopReason::Store(why)),
             Input::Command(id, command) => match self.phase {
@@ -333,10 +339,10 @@ impl Engine {
     }
 
     fn granted(&mut self, grant: Grant) {
-        if grant.epoch == self.grant.epoch {
+        if grant.lease.term == self.grant.lease.term {
             self.grant.until = self.grant.until.max(grant.until);
         }
-        // A grant of another epoch is another engine's: ours ends when it ends.
+        // A grant of another term is another engine's: ours ends when it ends.
     }
 
     fn loaded(&mut self, id: LoadId, rows: Vec<Row>) {
@@ -401,6 +407,14 @@ impl Engine {
                 )));
             }
         }
+        // Before anything else is written: this has to be in the first batch.
+        let (sealed, history) = (self.grant.lease.sealed, self.grant.lease.term.history);
+        if sealed != history {
+            reseal::reseal(&mut self.cx, sealed, history);
+            if !plausible(&self.cx.counters) {
+                return self.halt(StopReason::Store("the numbers are used up".into()));
+            }
+        }
         self.scan(Table::Outbox, None, SCAN_ROWS, Reading::Outbox(None));
     }
 
@@ -437,6 +451,16 @@ impl Engine {
             }
             Some(Reading::InboxAtStart) => {
                 inbox::start(&mut self.cx, rows);
+                // After a loss a request can be back in the mailbox that has been sent, and somebody may ask for it
+                // again: it has to be known before the service can speak.
+                if self.cx.stats.losses > 0 && self.cx.account.is_linked() {
+                    self.scan(Table::Mailbox, None, MAILBOX_ROWS, Reading::MailboxAtStart);
+                } else {
+                    self.started();
+                }
+            }
+            Some(Reading::MailboxAtStart) => {
+                self.work.mailbox(&mut self.cx, rows);
                 self.started();
             }
             Some(Reading::Inbox) => inbox::scanned(&mut self.cx, rows),
@@ -646,7 +670,7 @@ impl Engine {
                 self.enqueue(if retry {
                     Work::Retry {
                         stanza,
-                        fetched: false,
+                        asked: Asked::Nothing,
                     }
                 } else {
                     Work::Receipt(stanza, 0)
@@ -792,9 +816,7 @@ impl Engine {
                     self.work.push_front(Work::Receipt(stanza, next));
                 }
             }
-            Work::Retry { stanza, fetched } => {
-                self.retries.answer(cx, &self.sends, &stanza, fetched)
-            }
+            Work::Retry { stanza, asked } => self.retries.answer(cx, &self.sends, &stanza, asked),
             Work::Accept(command, request) => self.sends.accept(cx, command, request),
             Work::Send(id) => self.sends.step(cx, &id),
             Work::UploadPreKeys => pre_keys::upload(cx),
@@ -808,6 +830,12 @@ impl Engine {
                 // An answer that leaves somebody out is no better than an error: asked again, a few times.
                 let answer = if complete { answer } else { Answer::Error(0) };
                 self.sends.devices_answered(cx, &answer, &users);
+                for stanza in self.retries.devices_answered(&answer, &users) {
+                    self.enqueue(Work::Retry {
+                        stanza,
+                        asked: Asked::Devices,
+                    });
+                }
             }
             Work::BundlesAnswered(devices, answer) => {
                 let reached = match &answer {
@@ -825,7 +853,7 @@ impl Engine {
                 for stanza in self.retries.bundles_answered(&answer, &devices) {
                     self.enqueue(Work::Retry {
                         stanza,
-                        fetched: true,
+                        asked: Asked::Bundle,
                     });
                 }
             }

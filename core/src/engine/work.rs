@@ -9,7 +9,7 @@ use crate::{
         CommandId, Content, Context, SendRequest, devices, pre_keys,
         query::Answer,
         receive,
-        retry::Retries,
+        retry::{Asked, Retries},
         send::{self, Sends},
     },
     jid::Jid,
@@ -29,7 +29,7 @@ pub(super) enum Work {
     Receipt(Node, usize),
     Retry {
         stanza: Node,
-        fetched: bool,
+        asked: Asked,
     },
     Accept(Option<CommandId>, SendRequest),
     /// The next step of a send.

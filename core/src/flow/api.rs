@@ -2,7 +2,7 @@
 
 use crate::{
     jid::Jid,
-    state::{Epoch, EventSeq, Key, MessageId, Micros},
+    state::{Epoch, EventSeq, Key, MessageId, Micros, Seal},
 };
 use bytes::Bytes;
 use std::fmt;
@@ -157,8 +157,8 @@ impl CommandError {
     }
 }
 
-/// Something that happened to the account: durable, numbered without gaps, shown again after a crash until the
-/// consumer acknowledges its number.
+/// Something that happened to the account: durable, numbered without gaps (except before [`Event::HistoryLost`]), shown
+/// again after a crash until the consumer acknowledges its number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
@@ -227,6 +227,18 @@ pub enum Event {
     IdentityChanged {
         /// Whose.
         user: Jid,
+    },
+    /// The database lost commits that it had confirmed: a failover to a standby that was behind, or a restored backup.
+    ///
+    /// Numbers between `after` and this event's are never used again. Events that were shown under them were true, but
+    /// some of what they told may come again under other numbers: compare message ids. Messages that were acknowledged
+    /// to the service in what was lost, and not shown yet, are gone here; the phone still has them. Requests to send
+    /// that were accepted in it may be gone too: ask again under the same ids.
+    HistoryLost {
+        /// The last number before the gap: events up to it were not lost.
+        after: EventSeq,
+        /// How often commits may have been lost since the account was last known to be whole.
+        losses: u64,
     },
 }
 
@@ -335,6 +347,10 @@ pub enum StopReason {
     /// The store has a later epoch: somebody else owns the account.
     #[error("fenced: epoch {} is in force", .0.0)]
     Fenced(Epoch),
+    /// The database's history is not the one that the grant was given in: commits may have been lost, and what this
+    /// engine knows of the account may never have been. Claim anew; the next engine [re-seals](crate::state::Batch).
+    #[error("the database began another history (timeline {}, generation {})", .0.timeline, .0.generation)]
+    HistoryChanged(Seal),
     /// The grant ran out before it was renewed.
     #[error("the lease ran out")]
     LeaseExpired,
@@ -370,7 +386,7 @@ impl StopReason {
     /// Whether the same owner may build a new engine for the account and go on.
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
-        matches!(self, Self::LeaseExpired)
+        matches!(self, Self::LeaseExpired | Self::HistoryChanged(_))
     }
 
     /// Whether somebody else owns the account now, as far as we know.

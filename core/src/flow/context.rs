@@ -121,6 +121,8 @@ pub struct Stats {
     pub batches: u64,
     /// Connections asked for.
     pub connects: u64,
+    /// Losses of commits that were made up for when the engine started.
+    pub losses: u64,
 }
 
 /// See the module documentation.
@@ -189,6 +191,16 @@ impl Context {
     pub(crate) fn save_account(&mut self) {
         let record = self.account.to_record();
         self.put(Key::Device, record);
+    }
+
+    /// Message keys that the account has burnt in all, because its store lost commits. For sessions; and, since it grows
+    /// with every loss, for whatever else has to be verified once after one: a row that remembers the burn it was last
+    /// verified under is verified again when this is higher.
+    pub(crate) const fn burn(&self) -> u32 {
+        match self.counters.burn {
+            Some(burn) => burn,
+            None => 0,
+        }
     }
 
     /// Writes the counters.

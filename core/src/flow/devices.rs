@@ -245,7 +245,7 @@ pub(crate) fn start_session(
         return false;
     }
     let key = Key::Session(device.clone());
-    let mut session = cx.read_with(&key, session_from).unwrap_or_default();
+    let mut session = session(cx, &key).unwrap_or_else(|| new_session(cx));
     let local = cx.account.local();
     if signal::initiate(&mut session, &local, bundle, &mut cx.rng).is_err() {
         cx.protocol_error("a key bundle has a wrong signature");
@@ -256,8 +256,20 @@ pub(crate) fn start_session(
     true
 }
 
-/// Reads a session row.
-pub(crate) fn session_from(row: &crate::state::Record) -> Result<SessionRecord, ()> {
+/// The sessions with a device, from a loaded row. Everything that encrypts or decrypts goes through here or through
+/// [`new_session`], so that no chain forgets what the account has burnt.
+pub(crate) fn session(cx: &mut Context, key: &Key) -> Option<SessionRecord> {
+    let burn = cx.burn();
+    cx.read_with(key, session_from)
+        .map(|session| session.at_burn(burn))
+}
+
+/// No session yet.
+pub(crate) fn new_session(cx: &Context) -> SessionRecord {
+    SessionRecord::new().at_burn(cx.burn())
+}
+
+fn session_from(row: &crate::state::Record) -> Result<SessionRecord, ()> {
     SessionRecord::decode(codec::payload(row).map_err(|_| ())?).map_err(|_| ())
 }
 

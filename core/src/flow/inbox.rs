@@ -68,32 +68,52 @@ fn genuine(cx: &mut Context, rows: Vec<(Key, Row)>) -> Vec<(EventSeq, Row)> {
 pub(crate) fn start(cx: &mut Context, rows: Vec<(Key, Row)>) {
     cx.inbox = Inbox::default();
     let rows = genuine(cx, rows);
-    let first = rows.first().map_or(end(cx), |(seq, _)| *seq);
+    let first = next_of(cx, &rows);
     cx.inbox.shown = EventSeq(first.0 - 1);
     take(cx, rows);
 }
 
-/// Takes in the answer to a scan. Rows that should be there and are not were lost by the store: their numbers are
-/// skipped, and said so, rather than waited for.
-pub(crate) fn scanned(cx: &mut Context, rows: Vec<(Key, Row)>) {
-    cx.inbox.scanning = false;
-    let rows = genuine(cx, rows);
-    let shown = Key::Inbox(cx.inbox.shown);
-    let at_hand = match cx.rows.known_after(&shown) {
+/// The first event behind those that were shown, of those in `rows` and those at hand: what has just been written need
+/// not be in the store yet.
+fn next_of(cx: &Context, rows: &[(EventSeq, Row)]) -> EventSeq {
+    let at_hand = match cx.rows.known_after(&Key::Inbox(cx.inbox.shown)) {
         Some(Key::Inbox(seq)) => Some(*seq),
         _ => None,
     };
     let found = rows.first().map(|(seq, _)| *seq);
-    let next = [found, at_hand]
+    [found, at_hand]
         .into_iter()
         .flatten()
         .min()
-        .unwrap_or(end(cx));
+        .unwrap_or(end(cx))
+}
+
+/// Takes in the answer to a scan. Rows that should be there and are not were lost by the store: their numbers are
+/// skipped, and said so, rather than waited for. Numbers that were skipped on purpose have an event behind them that
+/// says it to everybody.
+pub(crate) fn scanned(cx: &mut Context, rows: Vec<(Key, Row)>) {
+    cx.inbox.scanning = false;
+    let rows = genuine(cx, rows);
+    let next = next_of(cx, &rows);
     if next > cx.inbox.shown.next() {
-        cx.corrupt(Key::Inbox(cx.inbox.shown.next()));
+        if !is_after_a_gap(cx, &rows, next) {
+            cx.corrupt(Key::Inbox(cx.inbox.shown.next()));
+        }
         cx.inbox.shown = EventSeq(next.0 - 1);
     }
     take(cx, rows);
+}
+
+/// Whether the event says itself that the numbers between the last shown one and its own were never given.
+fn is_after_a_gap(cx: &mut Context, rows: &[(EventSeq, Row)], seq: EventSeq) -> bool {
+    let key = Key::Inbox(seq);
+    let record = match rows.first() {
+        Some((found, Row::Present(record))) if *found == seq => Some(record),
+        _ if cx.rows.knows(&key) => cx.rows.get(&key),
+        _ => None,
+    };
+    let event = record.and_then(|record| codec::decode(record).and_then(from_row).ok());
+    matches!(event, Some(Event::HistoryLost { after, .. }) if after <= cx.inbox.shown)
 }
 
 fn take(cx: &mut Context, rows: Vec<(EventSeq, Row)>) {
@@ -207,6 +227,12 @@ pub(crate) fn to_row(event: &Event) -> record::Event {
             });
         }
         Event::IdentityChanged { user } => row.identity_changed = Some(user.to_string()),
+        Event::HistoryLost { after, losses } => {
+            row.history_lost = Some(record::HistoryLost {
+                after: Some(after.0),
+                losses: Some(*losses),
+            });
+        }
     }
     row
 }
@@ -287,6 +313,11 @@ pub(crate) fn from_row(row: record::Event) -> Result<Event, RowError> {
     } else if let Some(user) = row.identity_changed {
         Event::IdentityChanged {
             user: user.parse().map_err(|_| RowError::Malformed)?,
+        }
+    } else if let Some(lost) = row.history_lost {
+        Event::HistoryLost {
+            after: EventSeq(lost.after.ok_or(RowError::Malformed)?),
+            losses: lost.losses.unwrap_or(1),
         }
     } else {
         return Err(RowError::Malformed);
@@ -386,6 +417,10 @@ mod tests {
                 sender: lid.clone(),
             },
             Event::IdentityChanged { user: lid },
+            Event::HistoryLost {
+                after: EventSeq(0),
+                losses: 2,
+            },
         ] {
             assert_eq!(from_row(to_row(&event)), Ok(event));
         }

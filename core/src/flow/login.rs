@@ -86,18 +86,20 @@ impl Login {
 
     /// The service has told how many pre-keys it has (or has not): go active. Returns whether an upload is needed.
     pub(crate) fn pre_keys_counted(&mut self, cx: &mut Context, answer: &Answer) -> bool {
-        let few = match answer {
-            Answer::Result(stanza) => {
-                let count = stanza
-                    .find("count")
-                    .and_then(|count| count.get_u64("value"))
-                    .unwrap_or(0);
-                count < u64::from(cx.config.pre_keys.low)
-            }
-            Answer::Lost => return false,
-            // Not knowing is no reason to upload hundreds of keys on every login.
-            Answer::Error(_) | Answer::TimedOut => false,
-        };
+        let due = cx.counters.pre_keys_due();
+        let few = due
+            || match answer {
+                Answer::Result(stanza) => {
+                    let count = stanza
+                        .find("count")
+                        .and_then(|count| count.get_u64("value"))
+                        .unwrap_or(0);
+                    count < u64::from(cx.config.pre_keys.low)
+                }
+                Answer::Lost => return false,
+                // Not knowing is no reason to upload hundreds of keys on every login.
+                Answer::Error(_) | Answer::TimedOut => false,
+            };
         if self.step == Step::LoggedIn && !cx.queries.any(|query| *query == Query::Active) {
             cx.ask(
                 iq("passive", "set").child(Node::new("active")),

@@ -33,6 +33,7 @@ pub(crate) mod pairing;
 pub(crate) mod pre_keys;
 pub(crate) mod query;
 pub(crate) mod receive;
+pub(crate) mod reseal;
 pub(crate) mod retry;
 pub(crate) mod send;
 

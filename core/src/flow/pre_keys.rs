@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Ids have 24 bits; 0 means "none" to other clients, and the last one is special to one of them.
-const LAST_ID: u32 = (1 << 24) - 2;
+pub(crate) const LAST_ID: u32 = (1 << 24) - 2;
 
 /// The window is no longer than this: what is further back is not offered again. Keys that only retry receipts carried
 /// lie in it too, and a service that never confirms would make it grow for ever.
@@ -103,6 +103,7 @@ pub(crate) fn uploaded(cx: &mut Context, upto: u32, answer: &Answer) {
     match answer {
         Answer::Result(_) => {
             cx.counters.first_unconfirmed_pre_key = Some(upto);
+            cx.counters.pre_keys_due = None;
             cx.save_counters();
         }
         Answer::Error(code) => {
@@ -125,24 +126,30 @@ pub(crate) fn rotate(cx: &mut Context) {
         if cx.unix().saturating_sub(current.made_at) < ROTATE_SECS {
             return;
         }
-        let id = if current.id >= LAST_ID {
-            1
-        } else {
-            current.id + 1
-        };
-        let unix = cx.unix();
-        cx.account.staged = Some(SignedPreKey::generate(
-            id,
-            &cx.account.identity,
-            &mut cx.rng,
-            unix,
-        ));
-        cx.save_account();
+        stage(cx);
     }
     if let Some(staged) = &cx.account.staged {
         let request = iq("encrypt", "set").child(Node::new("rotate").child(signed_node(staged)));
         cx.ask(request, Query::Rotate);
     }
+}
+
+/// Makes the next signed pre-key and writes it; [`rotate`] offers it.
+pub(crate) fn stage(cx: &mut Context) {
+    let newest = cx.account.signed_pre_key().map_or(0, |key| key.id);
+    let next = cx.counters.next_signed_pre_key.unwrap_or(0);
+    let id = match next.max(newest.saturating_add(1)) {
+        id if id > LAST_ID => 1,
+        id => id,
+    };
+    if next != 0 {
+        cx.counters.next_signed_pre_key = Some(id + 1);
+        cx.save_counters();
+    }
+    let unix = cx.unix();
+    let key = SignedPreKey::generate(id, &cx.account.identity, &mut cx.rng, unix);
+    cx.account.staged = Some(key);
+    cx.save_account();
 }
 
 /// The service has answered a rotation.

@@ -324,16 +324,13 @@ fn unpad(padded: &[u8]) -> Result<&[u8], Failure> {
 
 /// The session with a device; one that is still filed under its phone number counts.
 fn session(cx: &mut Context, incoming: &Incoming, address: &Jid) -> (Option<SessionRecord>, bool) {
-    if let Some(session) = cx.read_with(&Key::Session(address.clone()), devices::session_from) {
+    if let Some(session) = devices::session(cx, &Key::Session(address.clone())) {
         return (Some(session), false);
     }
     if *address == incoming.sender {
         return (None, false);
     }
-    let old = cx.read_with(
-        &Key::Session(incoming.sender.clone()),
-        devices::session_from,
-    );
+    let old = devices::session(cx, &Key::Session(incoming.sender.clone()));
     let moved = old.is_some();
     (old, moved)
 }
@@ -400,7 +397,7 @@ fn pre_key_message(
         return Err(Failure::Retry(RETRY_ADV, true));
     }
     let (session, moved) = session(cx, incoming, address);
-    let mut session = session.unwrap_or_else(SessionRecord::new);
+    let mut session = session.unwrap_or_else(|| devices::new_session(cx));
     let one_time = message
         .pre_key_id
         .and_then(|id| pre_keys::load(cx, id, true));

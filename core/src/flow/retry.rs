@@ -56,6 +56,16 @@ impl Counts {
     }
 }
 
+/// What the service was asked before a request could be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    Nothing,
+    /// Whether the user we wrote to and the device that asks are the same one.
+    Devices,
+    /// The keys of the device.
+    Bundle,
+}
+
 /// See the module documentation.
 #[derive(Debug, Default)]
 pub(crate) struct Retries {
@@ -65,6 +75,8 @@ pub(crate) struct Retries {
     recreated: BTreeMap<Jid, Micros>,
     /// Requests that wait for a bundle of the device that made them.
     waiting: Vec<(Jid, Node)>,
+    /// Requests that wait to hear under which other address a user goes.
+    unmapped: Vec<(Jid, Node)>,
 }
 
 impl Retries {
@@ -146,22 +158,16 @@ impl Retries {
         keys
     }
 
-    /// Answers a retry receipt. `fetched`: a bundle was asked for already.
-    pub(crate) fn answer(&mut self, cx: &mut Context, sends: &Sends, stanza: &Node, fetched: bool) {
-        let resent = self.try_answer(cx, sends, stanza, fetched);
+    /// Answers a retry receipt.
+    pub(crate) fn answer(&mut self, cx: &mut Context, sends: &Sends, stanza: &Node, asked: Asked) {
+        let resent = self.try_answer(cx, sends, stanza, asked);
         if resent {
             cx.acknowledge(stanza, None);
         }
     }
 
-    /// Returns whether the request is dealt with; `false` if it waits for a bundle.
-    fn try_answer(
-        &mut self,
-        cx: &mut Context,
-        sends: &Sends,
-        stanza: &Node,
-        fetched: bool,
-    ) -> bool {
+    /// Returns whether the request is dealt with; `false` if it waits for an answer of the service.
+    fn try_answer(&mut self, cx: &mut Context, sends: &Sends, stanza: &Node, asked: Asked) -> bool {
         let Some((id, device)) = request(stanza) else {
             cx.protocol_error("a malformed retry receipt");
             return true;
@@ -176,6 +182,15 @@ impl Retries {
         let canonical = receive::address(cx, &to, None);
         let own = cx.account.is_mine(&device);
         if !own && !address.same_user(&canonical) {
+            // What was written to a phone number is asked for by a LID. That they are one was known when it was sent, but
+            // a database can have lost it.
+            let unmapped = [&canonical, &address].into_iter().find(|jid| jid.is_pn());
+            if let Some(user) = unmapped
+                .filter(|_| asked == Asked::Nothing && canonical.is_lid() != address.is_lid())
+            {
+                self.ask_devices(cx, user.bare(), stanza);
+                return false;
+            }
             cx.protocol_error("somebody asks for a message that was not sent to them");
             return true;
         }
@@ -183,6 +198,7 @@ impl Retries {
             .find("retry")
             .and_then(|retry| retry.get_u64("count"))
             .unwrap_or(1);
+        let fetched = asked == Asked::Bundle;
         if !fetched && self.answered.raise(&address, &id, 0) > MOST {
             return true;
         }
@@ -244,6 +260,17 @@ impl Retries {
         true
     }
 
+    fn ask_devices(&mut self, cx: &mut Context, user: Jid, stanza: &Node) {
+        // One too many is not acknowledged: it comes again on the next connection.
+        if self.unmapped.len() < WAITING {
+            let query = Query::Devices(vec![user.clone()]);
+            if !cx.queries.any(|other| *other == query) {
+                devices::ask_devices(cx, vec![user.clone()]);
+            }
+            self.unmapped.push((user, stanza.clone()));
+        }
+    }
+
     /// Whether the session with a device is replaced before answering it.
     fn wants_bundle(&self, cx: &mut Context, device: &Jid, count: u64) -> bool {
         if !send::has_session(cx, device) {
@@ -270,9 +297,23 @@ impl Retries {
         done.into_iter().map(|(_, stanza)| stanza).collect()
     }
 
+    /// Device lists were answered: the requests that waited for these users go on. Without an answer they are not
+    /// acknowledged, and come again.
+    pub(crate) fn devices_answered(&mut self, answer: &Answer, users: &[Jid]) -> Vec<Node> {
+        let (done, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.unmapped)
+            .into_iter()
+            .partition(|(user, _)| users.contains(user));
+        self.unmapped = waiting;
+        match answer {
+            Answer::Result(_) => done.into_iter().map(|(_, stanza)| stanza).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// The connection has ended.
     pub(crate) fn closed(&mut self) {
         self.waiting.clear();
+        self.unmapped.clear();
     }
 }
 

@@ -9,6 +9,9 @@ use std::fmt;
 /// Signed device identities and key indexes (chapter 03.4).
 #[rustfmt::skip]
 pub mod adv;
+/// What export files hold beside rows, ours alone.
+#[rustfmt::skip]
+pub mod archive;
 /// The content of end-to-end encrypted messages (chapter 07).
 #[rustfmt::skip]
 pub mod e2e;
@@ -81,6 +84,7 @@ opaque!(
     Device,
     SignedPreKey,
     Counters,
+    Origin,
     PreKey,
     Identity,
     LidMapping,

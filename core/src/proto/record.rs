@@ -94,7 +94,7 @@ pub struct SignedPreKey {
     pub made_at: ::core::option::Option<i64>,
 }
 /// Numbers that only go up.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct Counters {
     /// The next event's number, from 1.
@@ -109,6 +109,34 @@ pub struct Counters {
     /// The first one the service has not confirmed.
     #[prost(uint32, optional, tag = "4")]
     pub first_unconfirmed_pre_key: ::core::option::Option<u32>,
+    /// Message keys that every sending chain has to be ahead of where it stood when this was 0: grows with each loss of
+    /// commits (core/src/flow/reseal.rs).
+    #[prost(uint32, optional, tag = "5")]
+    pub burn: ::core::option::Option<u32>,
+    /// The next signed pre-key's id; absent until commits were lost, then one after the newest is not enough.
+    #[prost(uint32, optional, tag = "6")]
+    pub next_signed_pre_key: ::core::option::Option<u32>,
+    /// Commits were lost, and the service has not confirmed an upload since.
+    #[prost(bool, optional, tag = "7")]
+    pub pre_keys_due: ::core::option::Option<bool>,
+    /// How the account came here, if it did not begin here.
+    #[prost(message, optional, tag = "15")]
+    pub origin: ::core::option::Option<Origin>,
+}
+/// The export file that an account came out of (core/src/archive). Written first, so that an import that was interrupted
+/// knows itself, and kept, so that no file is imported twice.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct Origin {
+    /// The file's id, 16 bytes.
+    #[prost(bytes = "vec", optional, tag = "1")]
+    pub export: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// How often the account has been moved from one database to another.
+    #[prost(uint32, optional, tag = "2")]
+    pub moves: ::core::option::Option<u32>,
+    /// Whose account it is (core/src/archive/owner.rs); absent if it was not linked.
+    #[prost(bytes = "vec", optional, tag = "3")]
+    pub owner: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
@@ -267,6 +295,17 @@ pub struct Event {
     pub undecryptable: ::core::option::Option<Progress>,
     #[prost(string, optional, tag = "9")]
     pub identity_changed: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "20")]
+    pub history_lost: ::core::option::Option<HistoryLost>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct HistoryLost {
+    /// The last number that was not lost; those between it and this event's are not used.
+    #[prost(uint64, optional, tag = "1")]
+    pub after: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "2")]
+    pub losses: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]

@@ -6,7 +6,7 @@
 
 use super::message::{Envelope, Header, ParseError, SignalMessage, seal};
 use super::ratchet::{ChainKey, KeySource, MessageKeys, Secret, root_step};
-use super::record::SessionRecord;
+use super::record::{MAX_SKIP, SessionRecord};
 use super::state::{MAX_SKIPPED_KEYS, ReceiverChain, SenderChain, Skipped, State};
 use super::{Ciphertext, CiphertextKind, Limits, LocalIdentity, PreKeyMessage, x3dh};
 use crate::crypto::{KeyError, KeyPair, PublicKey, Rng, aes_cbc_decrypt};
@@ -23,6 +23,9 @@ pub enum EncryptError {
     /// All 2^32 counters of the chain are used. Initiate a new session.
     #[error("the sending chain is used up")]
     ChainExhausted,
+    /// The chain stands further back than it may have been, by more than recipients follow. Initiate a new session.
+    #[error("the sending chain is {0} keys behind")]
+    Burnt(u32),
 }
 
 /// Why a message did not decrypt. The record is as it was.
@@ -83,7 +86,8 @@ impl From<ParseError> for DecryptError {
     }
 }
 
-/// Encrypts a (padded) plaintext on the current session and moves its sending chain on.
+/// Encrypts a (padded) plaintext on the current session and moves its sending chain on, past what the account has
+/// [burnt](SessionRecord::at_burn) since the chain was used last.
 ///
 /// The record must be durable before the bytes leave; see [`SessionRecord`].
 pub fn encrypt(
@@ -91,17 +95,24 @@ pub fn encrypt(
     local: &LocalIdentity<'_>,
     plaintext: &[u8],
 ) -> Result<Ciphertext, EncryptError> {
+    let burn = record.burn;
     let state = record.current.as_mut().ok_or(EncryptError::NoSession)?;
     if state.local_identity != local.key_pair.public {
         return Err(EncryptError::StaleIdentity);
     }
     let sender = state.sender.as_mut().ok_or(EncryptError::NoSession)?;
-    let (seed, next) = sender.chain.step().ok_or(EncryptError::ChainExhausted)?;
+    let skipped = match burn.saturating_sub(sender.burn) {
+        0 => None,
+        behind if behind > MAX_SKIP => return Err(EncryptError::Burnt(behind)),
+        behind => Some(skip(&sender.chain, behind).ok_or(EncryptError::ChainExhausted)?),
+    };
+    let chain = skipped.as_ref().unwrap_or(&sender.chain);
+    let (seed, next) = chain.step().ok_or(EncryptError::ChainExhausted)?;
     let header = Header {
         sender: &state.local_identity,
         receiver: &state.remote_identity,
         ratchet_key: &sender.ratchet.public,
-        counter: sender.chain.index,
+        counter: chain.index,
         previous_counter: state.previous_counter,
     };
     let envelope = state.pending.as_ref().map(|pending| Envelope {
@@ -117,12 +128,17 @@ pub fn encrypt(
         plaintext,
     );
     sender.chain = next;
+    sender.burn = sender.burn.max(burn);
     let kind = if envelope.is_some() {
         CiphertextKind::PreKey
     } else {
         CiphertextKind::Message
     };
     Ok(Ciphertext { kind, bytes })
+}
+
+fn skip(chain: &ChainKey, keys: u32) -> Option<ChainKey> {
+    chain.skip_to(chain.index.checked_add(keys)?)
 }
 
 /// Whether the record has the session a `pkmsg` with this base key belongs to; then it needs none of our pre-keys.
@@ -213,6 +229,7 @@ pub(super) fn decrypt_pre_key_with(
     keys: &mut impl KeySource,
 ) -> Result<Vec<u8>, DecryptError> {
     let inner = SignalMessage::parse(&message.message)?;
+    let burn = record.burn;
     if let Some(place) = place_of(record, &message.base_key) {
         let state = state_mut(record, place).ok_or(DecryptError::NoSession)?;
         // Without this, a `pkmsg` caught under way could be sent on under another identity, which the caller would
@@ -220,7 +237,7 @@ pub(super) fn decrypt_pre_key_with(
         if state.remote_identity != message.identity_key {
             return Err(DecryptError::InvalidMessage);
         }
-        let plaintext = open_and_commit(state, local, &inner, limits, keys)?;
+        let plaintext = open_and_commit(state, local, &inner, limits, burn, keys)?;
         make_current(record, place);
         return Ok(plaintext);
     }
@@ -231,7 +248,7 @@ pub(super) fn decrypt_pre_key_with(
         None => None,
     };
     let mut state = Box::new(x3dh::respond(local, message, signed_pre_key, one_time)?);
-    let plaintext = open_and_commit(&mut state, local, &inner, limits, keys)?;
+    let plaintext = open_and_commit(&mut state, local, &inner, limits, burn, keys)?;
     record.install(state);
     Ok(plaintext)
 }
@@ -264,8 +281,9 @@ pub(super) fn decrypt_with(
     let Some((place, opened)) = found else {
         return Err(worst.unwrap_or(DecryptError::NoSession));
     };
+    let burn = record.burn;
     let state = state_mut(record, place).ok_or(DecryptError::NoSession)?;
-    let plaintext = commit(state, &message, opened, keys)?;
+    let plaintext = commit(state, &message, opened, burn, keys)?;
     make_current(record, place);
     Ok(plaintext)
 }
@@ -318,10 +336,11 @@ fn open_and_commit(
     local: &LocalIdentity<'_>,
     message: &SignalMessage<'_>,
     limits: Limits,
+    burn: u32,
     keys: &mut impl KeySource,
 ) -> Result<Vec<u8>, DecryptError> {
     let opened = open(state, local, message, limits)?;
-    commit(state, message, opened, keys)
+    commit(state, message, opened, burn, keys)
 }
 
 /// A message that decrypted, and what that changes in its session.
@@ -419,13 +438,18 @@ fn commit(
     state: &mut State,
     message: &SignalMessage<'_>,
     opened: Opened,
+    burn: u32,
     keys: &mut impl KeySource,
 ) -> Result<Vec<u8>, DecryptError> {
     if let Some(root) = opened.turned {
         let ratchet = keys.next_pair();
         let (root, chain) = root_step(&root, &ratchet.private, &message.ratchet_key)?;
         state.root = root;
-        let replaced = state.sender.replace(SenderChain { ratchet, chain });
+        let replaced = state.sender.replace(SenderChain {
+            ratchet,
+            chain,
+            burn,
+        });
         // Saturated: an unused chain has no last counter, and others send 2^32-1 for it, which is no number to trust.
         state.previous_counter = replaced.map_or(0, |sender| sender.chain.index.saturating_sub(1));
         state.add_receiver(ReceiverChain {

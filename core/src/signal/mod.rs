@@ -26,6 +26,8 @@ mod wire;
 mod x3dh;
 
 #[cfg(test)]
+mod burnt;
+#[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod vectors;
@@ -36,7 +38,7 @@ pub use cipher::{
 };
 pub use message::{Ciphertext, CiphertextKind, ParseError, PreKeyMessage, peek_counter};
 pub use padding::{PaddingError, pad, unpad};
-pub use record::{RecordError, SessionRecord};
+pub use record::{MAX_SKIP, RecordError, SessionRecord};
 pub use sender_key::SenderKeyRecord;
 pub use x3dh::{Bundle, InitiateError, initiate};
 

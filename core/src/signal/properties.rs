@@ -282,7 +282,7 @@ fn a_new_identity_of_ours_makes_sessions_unusable() {
 // The world: two devices, a bag of messages under way, and what must be true.
 
 #[derive(Clone, Debug)]
-enum Move {
+pub(super) enum Move {
     /// Write a message, starting a session first if there is none.
     Send(usize),
     /// Start a session although there may be one.
@@ -296,7 +296,7 @@ enum Move {
     Lose(prop::sample::Index),
 }
 
-fn any_move() -> impl Strategy<Value = Move> {
+pub(super) fn any_move() -> impl Strategy<Value = Move> {
     prop_oneof![
         6 => (0..2usize).prop_map(Move::Send),
         1 => (0..2usize).prop_map(Move::Initiate),
@@ -308,41 +308,46 @@ fn any_move() -> impl Strategy<Value = Move> {
 }
 
 #[derive(Debug)]
-struct Device {
-    identity: KeyPair,
+pub(super) struct Device {
+    pub(super) identity: KeyPair,
     signed_pre_key: KeyPair,
     one_time: BTreeMap<u32, KeyPair>,
-    record: SessionRecord,
-    rng: Rng,
+    pub(super) record: SessionRecord,
+    /// The account's.
+    pub(super) burn: u32,
+    pub(super) rng: Rng,
     /// Ratchet turns so far: a message overtaken by five may be lost for good.
     turns: usize,
 }
 
 #[derive(Clone, Debug)]
-struct Underway {
-    to: usize,
-    sent: Ciphertext,
+pub(super) struct Underway {
+    pub(super) to: usize,
+    pub(super) sent: Ciphertext,
     plaintext: Vec<u8>,
     /// The receiver's turns when it was sent.
     turns: usize,
     arrived: bool,
 }
 
-struct World {
-    devices: [Device; 2],
-    network: Vec<Underway>,
-    used: BTreeSet<(PublicKey, u32)>,
+pub(super) struct World {
+    pub(super) devices: [Device; 2],
+    pub(super) network: Vec<Underway>,
+    pub(super) used: BTreeSet<(PublicKey, u32)>,
     written: u32,
+    /// Somebody's records have gone back: what was read can be read again, or not at all.
+    pub(super) forgetful: bool,
 }
 
 impl World {
-    fn new(seed: [u8; 32]) -> Self {
+    pub(super) fn new(seed: [u8; 32]) -> Self {
         let mut rng = Rng::from_seed(seed);
         let mut device = |label| Device {
             identity: KeyPair::generate(&mut rng),
             signed_pre_key: KeyPair::generate(&mut rng),
             one_time: BTreeMap::new(),
             record: SessionRecord::new(),
+            burn: 0,
             rng: rng.fork(label),
             turns: 0,
         };
@@ -351,10 +356,11 @@ impl World {
             network: Vec::new(),
             used: BTreeSet::new(),
             written: 0,
+            forgetful: false,
         }
     }
 
-    fn play(&mut self, one: Move) {
+    pub(super) fn play(&mut self, one: Move) {
         match one {
             Move::Send(by) => self.send(by),
             Move::Initiate(by) => self.initiate(by),
@@ -377,7 +383,9 @@ impl World {
         }
         for device in &mut self.devices {
             let encoded = device.record.encode();
-            device.record = SessionRecord::decode(&encoded).unwrap();
+            device.record = SessionRecord::decode(&encoded)
+                .unwrap()
+                .at_burn(device.burn);
             assert_eq!(device.record.encode(), encoded);
             // Only the session we send on can be waiting for an answer.
             assert!(
@@ -468,12 +476,15 @@ impl World {
         let overtaken = device.turns - message.turns >= 5;
         match result {
             Ok(plaintext) => {
-                assert!(!message.arrived, "a message was read twice");
+                assert!(
+                    !message.arrived || self.forgetful,
+                    "a message was read twice"
+                );
                 assert_eq!(plaintext, message.plaintext);
                 true
             }
             Err(DecryptError::Duplicate) if message.arrived => true,
-            Err(_) if overtaken => message.arrived,
+            Err(_) if overtaken || self.forgetful => message.arrived,
             Err(error) => panic!("{error:?} for {message:?}"),
         }
     }
@@ -493,21 +504,21 @@ impl World {
             // Not all of the envelope of a `pkmsg` is authenticated; what is inside it is.
             Ok(plaintext) => {
                 assert_eq!(changed.kind, CiphertextKind::PreKey);
-                assert!(!message.arrived);
+                assert!(!message.arrived || self.forgetful);
                 assert_eq!(plaintext, message.plaintext);
                 self.network[at].arrived = true;
             }
         }
     }
 
-    fn deliver_everything(&mut self) {
+    pub(super) fn deliver_everything(&mut self) {
         for message in std::mem::take(&mut self.network) {
             self.arrive(message);
         }
     }
 
     /// After the storm, four alternating messages get both sides onto one session, without envelopes.
-    fn converge(&mut self) {
+    pub(super) fn converge(&mut self) {
         for by in [0, 1, 0, 1] {
             self.send(by);
             self.deliver_everything();
@@ -524,7 +535,7 @@ impl World {
 
 impl Device {
     /// As an engine does it: parse, look up, decrypt, delete the one-time key.
-    fn decrypt(&mut self, sent: &Ciphertext) -> Result<Vec<u8>, DecryptError> {
+    pub(super) fn decrypt(&mut self, sent: &Ciphertext) -> Result<Vec<u8>, DecryptError> {
         let local = LocalIdentity {
             key_pair: &self.identity,
             registration_id: 9,

@@ -17,6 +17,10 @@ const VERSION: u32 = 3;
 /// Furthest a record's lease of sending counters may reach past its chain. Leases are of 64; a larger number means a
 /// damaged record, and walking there would take minutes.
 const MAX_LEASE: u32 = 25_000;
+/// Furthest that a sending chain is skipped ahead to make up for keys that may have been used and forgotten. Recipients
+/// refuse a jump of more than 2,000 messages, most of them (chapter 05.8); this leaves as much again for what they have
+/// not received. A chain that is further behind is not used for sending any more: a new session is.
+pub const MAX_SKIP: u32 = 1_000;
 
 /// Why bytes are not a session record, or a sender key record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +64,8 @@ pub struct SessionRecord {
         reason = "reordering must not leave copies of secrets behind"
     )]
     pub(super) archived: Vec<Box<State>>,
+    /// See [`at_burn`](Self::at_burn). Of the account, so not stored here.
+    pub(super) burn: u32,
 }
 
 impl SessionRecord {
@@ -68,11 +74,21 @@ impl SessionRecord {
         Self::default()
     }
 
+    /// This record in an account that has burnt so many message keys in all: one whose store has lost commits, so that
+    /// its chains may stand further back than they have been. A chain that was made under a lower burn is skipped ahead
+    /// by the difference when it is used for sending, and not used if that is more than [`MAX_SKIP`].
+    #[must_use]
+    pub const fn at_burn(mut self, burn: u32) -> Self {
+        self.burn = burn;
+        self
+    }
+
     /// Whether there is a session to encrypt with.
     pub fn is_usable(&self) -> bool {
         self.current
             .as_ref()
-            .is_some_and(|state| state.sender.is_some())
+            .and_then(|state| state.sender.as_ref())
+            .is_some_and(|sender| self.burn.saturating_sub(sender.burn) <= MAX_SKIP)
     }
 
     /// Whether messages can be encrypted under this identity of ours: the current session was made with it. After the
@@ -191,7 +207,9 @@ pub(super) fn honour_lease(chain: &ChainKey, ceiling: u32) -> Result<ChainKey, R
         .ok_or(RecordError::Malformed)
 }
 
-// The layout, both ways. Numbers are fields of SessionStructure and what it holds.
+// The layout, both ways. Numbers are fields of SessionStructure and what it holds. One is ours: the burn of a sending
+// chain, which others skip.
+const BURN: u8 = 15;
 
 /// `None` for an empty structure, by which some implementations mean "no session".
 fn decode_state(bytes: &[u8]) -> Result<Option<State>, RecordError> {
@@ -272,6 +290,9 @@ fn encode_state(state: &State, out: &mut Vec<u8>) {
         wire::put_bytes(out, 1, &sender.ratchet.public.serialize());
         wire::put_bytes(out, 2, sender.ratchet.private.to_bytes().as_slice());
         encode_chain_key(&sender.chain, 3, out);
+        if sender.burn != 0 {
+            wire::put_uint32(out, BURN, sender.burn);
+        }
     }
     for chain in &state.receivers {
         wire::put_header(out, 7, receiver_chain_len(chain));
@@ -297,12 +318,13 @@ fn decode_sender_chain(bytes: &[u8]) -> Result<Option<SenderChain>, RecordError>
     if bytes.is_empty() {
         return Ok(None);
     }
-    let (mut public, mut private, mut chain) = (None, None, None);
+    let (mut public, mut private, mut chain, mut burn) = (None, None, None, 0);
     for field in Fields::new(bytes) {
         match field? {
             (1, field) => public = Some(key(field)?),
             (2, field) => private = Some(PrivateKey::from_slice(field.bytes()?)?),
             (3, field) => chain = decode_chain_key(field.bytes()?)?,
+            (number, field) if number == u32::from(BURN) => burn = field.uint32()?,
             _ => {}
         }
     }
@@ -314,11 +336,16 @@ fn decode_sender_chain(bytes: &[u8]) -> Result<Option<SenderChain>, RecordError>
     Ok(Some(SenderChain {
         ratchet: KeyPair { private, public },
         chain,
+        burn,
     }))
 }
 
 fn sender_chain_len(sender: &SenderChain) -> usize {
-    wire::bytes_len(33) + wire::bytes_len(32) + wire::bytes_len(chain_key_len(&sender.chain))
+    let burn = match sender.burn {
+        0 => 0,
+        burn => wire::uint32_len(burn),
+    };
+    wire::bytes_len(33) + wire::bytes_len(32) + wire::bytes_len(chain_key_len(&sender.chain)) + burn
 }
 
 fn decode_receiver_chain(bytes: &[u8]) -> Result<ReceiverChain, RecordError> {

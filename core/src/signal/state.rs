@@ -31,6 +31,8 @@ pub(super) struct State {
 pub(super) struct SenderChain {
     pub(super) ratchet: KeyPair,
     pub(super) chain: ChainKey,
+    /// The account's burn that this chain was made under or last brought up to.
+    pub(super) burn: u32,
 }
 
 #[derive(Clone, Debug)]

@@ -79,7 +79,11 @@ pub(super) fn initiate_with(
         remote_registration_id: bundle.registration_id,
         base_key: Some(base.public),
         root,
-        sender: Some(SenderChain { ratchet, chain }),
+        sender: Some(SenderChain {
+            ratchet,
+            chain,
+            burn: record.burn,
+        }),
         previous_counter: 0,
         // The responder could send on this chain before its first ratchet turn. None does, but it costs nothing.
         receivers: vec![ReceiverChain {
@@ -122,6 +126,8 @@ pub(super) fn respond(
         sender: Some(SenderChain {
             ratchet: signed_pre_key.clone(),
             chain: first,
+            // Replaced by the turn that the first message brings, before anything is sent on it.
+            burn: 0,
         }),
         previous_counter: 0,
         receivers: Vec::new(),

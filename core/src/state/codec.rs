@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 
 /// The version this code writes, and the only one it reads. A higher one comes from a newer release: that row is
 /// reported and left alone instead of being misread.
-const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 1;
 
 /// Why a row cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -18,7 +18,10 @@
 //!
 //! * [`tables`]: every key shape of every table comes back, in order, and nothing else does.
 //! * [`history`]: batches are whole, in order, fenced; neighbours do not suffer.
-//! * [`leases`]: who may claim, renew, release, and when.
+//! * [`hosts`]: who is in the roster, who is declared dead, and by whom.
+//! * [`ownership`]: who may claim, hand over, release, and when.
+//! * [`seals`]: what a database that lost commits does to terms.
+//! * [`vault`]: keys of tenants, and records under another key.
 //! * [`random`]: long random histories against a model.
 //! * [`race`]: processes that fight for one account.
 //!
@@ -33,20 +36,27 @@
 )]
 
 pub mod history;
-pub mod leases;
+pub mod hosts;
+pub mod ownership;
 pub mod race;
 pub mod random;
 pub mod samples;
+pub mod seals;
 pub mod tables;
+pub mod vault;
 
 use super::{
-    AccountId, Batch, BusinessId, Claim, Epoch, Incarnation, Key, Lease, Micros, Outcome, Record,
-    Row, Scan, Seq, Store, Table, UnixMillis,
+    AccountId, Batch, Beat, Beaten, BusinessId, Claim, Epoch, HostInfo, Incarnation, Key, Lease,
+    Micros, Outcome, Record, Row, Scan, Seal, Seq, Store, StoreError, Table, Term, UnixMillis,
+    View,
 };
 use std::{
     future::Future,
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, Wake, Waker},
     thread::{self, Thread},
 };
@@ -103,13 +113,30 @@ macro_rules! store_conformance {
             history::an_epoch_that_was_never_granted_is_rejected
             history::an_account_that_does_not_exist_takes_nothing
             history::concurrent_calls_are_all_answered
-            leases::an_account_is_claimed_by_one
-            leases::a_lease_runs_out
-            leases::renewal_prolongs_and_tells_who_has_lost
-            leases::release_frees_and_keeps_the_epoch
-            leases::epochs_only_grow
-            leases::a_claim_tells_how_far_the_history_has_come
-            leases::accounts_show_who_holds_them
+            hosts::a_host_joins_once_and_sees_the_fleet
+            hosts::what_a_host_says_is_checked
+            hosts::an_ended_incarnation_never_comes_back
+            hosts::a_host_that_falls_silent_is_declared_dead
+            hosts::only_who_was_there_all_the_time_may_judge
+            hosts::a_word_declares_dead_at_once
+            ownership::an_account_is_claimed_by_one
+            ownership::claims_are_answered_one_by_one
+            ownership::a_dead_host_writes_until_somebody_claims
+            ownership::release_frees_and_keeps_the_epoch
+            ownership::who_leaves_frees_everything
+            ownership::hand_over_leaves_no_gap
+            ownership::epochs_only_grow
+            ownership::a_claim_tells_how_far_the_history_has_come
+            ownership::accounts_show_who_holds_them
+            ownership::orphans_are_what_should_run_and_does_not
+            ownership::a_retired_account_never_runs_again
+            ownership::a_deleted_account_is_gone
+            ownership::a_term_is_confirmed_only_while_it_is_in_force
+            seals::a_new_generation_fences_every_term
+            seals::an_account_is_sealed_by_a_batch_of_its_owner
+            seals::a_generation_begins_once
+            vault::keys_of_tenants_are_swapped_not_overwritten
+            vault::records_are_swapped_only_for_what_they_were
             random::histories_agree_with_the_model
             race::racing_processes_write_one_history
         }
@@ -149,8 +176,37 @@ pub(crate) const LONG: Micros = Micros::from_secs(3600);
 pub(crate) const SHORT: Micros = Micros::from_millis(40);
 pub(crate) const PAUSE: Micros = Micros::from_millis(80);
 
-pub(crate) const ALICE: Incarnation = Incarnation(0xa11c_e000_0000_0001);
-pub(crate) const BOB: Incarnation = Incarnation(0x0b0b);
+/// A number that no other host of this test run has.
+pub(crate) fn new_life() -> Incarnation {
+    static LIVES: AtomicU64 = AtomicU64::new(0x0a11_ce00_0000_0000);
+    // Large ones too: a store keeps all 64 bits.
+    let life = LIVES.fetch_add(1, Ordering::Relaxed);
+    Incarnation(if life.is_multiple_of(2) { life } else { !life })
+}
+
+/// A host that has just joined.
+pub(crate) async fn join<S: Store>(store: &S, name: &str, ttl: Micros) -> Incarnation {
+    let who = new_life();
+    let slot = store
+        .join(who, HostInfo::named(name), ttl)
+        .await
+        .expect("join");
+    assert!((1..=1023).contains(&slot), "slot {slot}");
+    who
+}
+
+/// Renews `who` and returns what it sees.
+pub(crate) async fn beat<S: Store>(store: &S, who: Incarnation, ttl: Micros) -> View {
+    let beat = Beat {
+        draining: false,
+        accounts: 0,
+        ttl,
+    };
+    match store.beat(who, beat).await.expect("beat") {
+        Beaten::Renewed(view) => view,
+        Beaten::Dead => panic!("{who:?} should live"),
+    }
+}
 
 pub(crate) fn business(name: &str) -> BusinessId {
     BusinessId::new(name).expect("a name of the suite")
@@ -160,32 +216,62 @@ pub(crate) fn record(content: &str) -> Record {
     Record(bytes::Bytes::copy_from_slice(content.as_bytes()))
 }
 
-/// An owner of one account as an engine would be: knows its epoch and counts its batches.
+/// An owner of one account as an engine would be: knows its term and counts its batches.
 pub(crate) struct Owner<S> {
     pub(crate) store: S,
     pub(crate) id: AccountId,
-    pub(crate) epoch: Epoch,
+    pub(crate) term: Term,
     pub(crate) seq: Seq,
 }
 
 impl<S: Store> Owner<S> {
-    /// Creates the account and claims it for [`ALICE`].
+    /// Creates the account and claims it for a new host.
     pub(crate) async fn create(store: &S, business: &BusinessId, name: &str) -> Self {
         let id = store
             .create_account(business, name)
             .await
             .expect("create an account");
-        Self::claim(store, &id, ALICE, LONG).await
+        let who = join(store, name, LONG).await;
+        Self::claim(store, &id, who).await
     }
 
-    pub(crate) async fn claim(store: &S, id: &AccountId, who: Incarnation, ttl: Micros) -> Self {
-        let lease = granted(store, id, who, ttl).await;
+    pub(crate) async fn claim(store: &S, id: &AccountId, who: Incarnation) -> Self {
+        Self::of(store, id, granted(store, id, who).await)
+    }
+
+    /// Claims for a new host, and does not take no for an answer: whoever has it is declared dead.
+    pub(crate) async fn seize(store: &S, id: &AccountId) -> Self {
+        let mut who = join(store, "robber", LONG).await;
+        loop {
+            match store.claim(who, vec![id.clone()]).await.as_deref() {
+                Ok([Claim::Granted(lease)]) => return Self::of(store, id, *lease),
+                Ok([Claim::Held { by }]) => {
+                    store.declare_dead(who, *by).await.expect("declare dead");
+                }
+                Ok([Claim::Locked]) => {}
+                // Somebody else was faster.
+                Err(StoreError::NotMember) => who = join(store, "robber", LONG).await,
+                other => panic!("a claim was answered {other:?}"),
+            }
+        }
+    }
+
+    pub(crate) fn of(store: &S, id: &AccountId, lease: Lease) -> Self {
         Self {
             store: store.clone(),
             id: id.clone(),
-            epoch: lease.epoch,
+            term: lease.term,
             seq: lease.applied,
         }
+    }
+
+    /// Who it is.
+    pub(crate) fn who(&self) -> Incarnation {
+        self.term.holder
+    }
+
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.term.epoch
     }
 
     /// The next batch of the history.
@@ -193,8 +279,9 @@ impl<S: Store> Owner<S> {
         self.seq = self.seq.next();
         Batch {
             account: self.id.clone(),
-            epoch: self.epoch,
+            term: self.term,
             seq: self.seq,
+            reseal: false,
             at: UnixMillis(1_700_000_000_000),
             rows: rows.into_iter().collect(),
         }
@@ -203,6 +290,11 @@ impl<S: Store> Owner<S> {
     pub(crate) async fn write(&mut self, rows: impl IntoIterator<Item = (Key, Option<Record>)>) {
         let batch = self.batch(rows);
         assert_eq!(commit(&self.store, [batch]).await, [Outcome::Committed]);
+    }
+
+    pub(crate) async fn release(&self) {
+        let mine = vec![(self.id.clone(), self.epoch())];
+        self.store.release(self.who(), mine).await.expect("release");
     }
 
     pub(crate) async fn load(&self, key: &Key) -> Row {
@@ -214,15 +306,19 @@ impl<S: Store> Owner<S> {
     }
 }
 
-pub(crate) async fn granted<S: Store>(
-    store: &S,
-    id: &AccountId,
-    who: Incarnation,
-    ttl: Micros,
-) -> Lease {
-    match store.claim(id, who, ttl).await.expect("claim") {
-        Claim::Granted(lease) => lease,
-        Claim::Held { by, .. } => panic!("{id} should be free for {who:?}, but is held by {by:?}"),
+pub(crate) async fn claim<S: Store>(store: &S, id: &AccountId, who: Incarnation) -> Claim {
+    let answers = store.claim(who, vec![id.clone()]).await.expect("claim");
+    assert_eq!(answers.len(), 1, "one answer per account");
+    answers[0]
+}
+
+pub(crate) async fn granted<S: Store>(store: &S, id: &AccountId, who: Incarnation) -> Lease {
+    match claim(store, id, who).await {
+        Claim::Granted(lease) => {
+            assert_eq!(lease.term.holder, who);
+            lease
+        }
+        other => panic!("{id} should be free for {who:?}, but: {other:?}"),
     }
 }
 
@@ -296,7 +392,10 @@ mod tests {
         let modules = [
             ("tables", include_str!("conformance/tables.rs")),
             ("history", include_str!("conformance/history.rs")),
-            ("leases", include_str!("conformance/leases.rs")),
+            ("hosts", include_str!("conformance/hosts.rs")),
+            ("ownership", include_str!("conformance/ownership.rs")),
+            ("seals", include_str!("conformance/seals.rs")),
+            ("vault", include_str!("conformance/vault.rs")),
             ("race", include_str!("conformance/race.rs")),
             ("random", include_str!("conformance/random.rs")),
         ];
@@ -315,7 +414,7 @@ mod tests {
             }
         }
         assert!(
-            cases > 30,
+            cases > 45,
             "only {cases} cases found: has the layout of the sources changed?"
         );
     }

@@ -4,11 +4,13 @@
 //! its time is whatever the clock given to it says, so a simulation decides when a lease has run out.
 
 use super::{
-    AccountId, AccountInfo, Batch, BusinessId, Claim, Epoch, Incarnation, Key, Lease, MessageId,
-    Micros, Outcome, Record, Renewal, Row, Scan, Seq, Store, StoreError, Table, UnixMillis, rules,
+    AccountId, AccountInfo, Batch, Beat, Beaten, BusinessId, Claim, Epoch, Fence, HandOver,
+    HostInfo, HostState, HostView, Incarnation, Key, Lease, MessageId, Micros, Orphan, Outcome,
+    Placement, Record, Roster, Row, Scan, Seal, Store, StoreError, Table, Term, UnixMillis, View,
+    rules,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     ops::Bound,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -55,6 +57,29 @@ impl MemoryStore {
                 data: Mutex::new(self.data().clone()),
             }),
         }
+    }
+
+    /// Loses everything that was committed since `backup` was copied off, as a failover to a standby does that was
+    /// behind: a new timeline begins.
+    pub fn fail_over_to(&self, backup: &Self) {
+        let lost = backup.data().clone();
+        let mut data = self.data();
+        let timeline = data.history.timeline + 1;
+        *data = lost;
+        data.history.timeline = timeline;
+    }
+
+    /// Loses everything that was committed since `backup` was copied off, as somebody does who restores one and says so: a
+    /// new generation begins.
+    pub fn restore(&self, backup: &Self) {
+        let lost = backup.data().clone();
+        let mut data = self.data();
+        let now = data.history;
+        *data = lost;
+        data.history = Seal {
+            generation: now.generation + 1,
+            ..now
+        };
     }
 
     /// Every call is one short critical section that leaves the data whole, so a poisoned lock is still good.
@@ -108,6 +133,18 @@ impl Store for MemoryStore {
             .collect())
     }
 
+    async fn confirm(&self, terms: Vec<(AccountId, Term)>) -> Result<Vec<Outcome>, StoreError> {
+        let data = self.data();
+        let answer = |(id, term): &(AccountId, Term)| match data.accounts.get(id) {
+            Some(account) => account
+                .fence
+                .refusal(term, data.history)
+                .unwrap_or(Outcome::Committed),
+            None => no_account(),
+        };
+        Ok(terms.iter().map(answer).collect())
+    }
+
     async fn create_account(
         &self,
         business: &BusinessId,
@@ -115,6 +152,16 @@ impl Store for MemoryStore {
     ) -> Result<AccountId, StoreError> {
         rules::account_name(name)?;
         self.data().create(business, name)
+    }
+
+    async fn delete_account(&self, account: &AccountId) -> Result<(), StoreError> {
+        let mut data = self.data();
+        let holder = data.account(account)?.fence.holder;
+        if holder.is_some_and(|holder| data.roster.is_live(holder)) {
+            return Err(StoreError::Held);
+        }
+        data.accounts.remove(account);
+        Ok(())
     }
 
     async fn accounts(&self, business: &BusinessId) -> Result<Vec<AccountInfo>, StoreError> {
@@ -128,7 +175,12 @@ impl Store for MemoryStore {
                 id: id.clone(),
                 name: account.name.clone(),
                 epoch: account.fence.epoch,
-                holder: account.fence.holder_at(now).map(|holder| holder.who),
+                holder: account
+                    .fence
+                    .holder
+                    .filter(|&holder| data.roster.is_live(holder)),
+                retired: account.fence.retired,
+                placement: account.placement_at(now),
                 device: account.row(&Key::Device),
             })
             .collect();
@@ -136,42 +188,8 @@ impl Store for MemoryStore {
         Ok(accounts)
     }
 
-    async fn claim(
-        &self,
-        account: &AccountId,
-        who: Incarnation,
-        ttl: Micros,
-    ) -> Result<Claim, StoreError> {
-        let now = self.now();
-        Ok(self.data().account_mut(account)?.fence.claim(who, ttl, now))
-    }
-
-    async fn renew(
-        &self,
-        who: Incarnation,
-        leases: Vec<(AccountId, Epoch)>,
-        ttl: Micros,
-    ) -> Result<Vec<Renewal>, StoreError> {
-        let now = self.now();
-        let mut data = self.data();
-        Ok(leases
-            .into_iter()
-            .map(|(account, epoch)| match data.accounts.get_mut(&account) {
-                Some(account) => account.fence.renew(who, epoch, ttl, now),
-                // An account that is gone has no epoch: whoever held it has lost it.
-                None => Renewal::Lost { by: Epoch(0) },
-            })
-            .collect())
-    }
-
-    async fn release(
-        &self,
-        account: &AccountId,
-        who: Incarnation,
-        epoch: Epoch,
-    ) -> Result<(), StoreError> {
-        self.data().account_mut(account)?.fence.release(who, epoch);
-        Ok(())
+    async fn tenants(&self) -> Result<Vec<BusinessId>, StoreError> {
+        Ok(self.data().tenants.iter().cloned().collect())
     }
 
     async fn enqueue(
@@ -212,13 +230,253 @@ impl Store for MemoryStore {
             .account_mut(account)?
             .retain(table, before, limit))
     }
+
+    async fn join(&self, who: Incarnation, info: HostInfo, ttl: Micros) -> Result<u16, StoreError> {
+        rules::host(&info)?;
+        let now = self.now();
+        let mut data = self.data();
+        if data.roster.state(who).is_some_and(|state| !state.is_live()) {
+            return Err(StoreError::NotMember);
+        }
+        let full = || StoreError::Refused("there is no slot left for a host".to_owned());
+        data.roster.join(who, info, ttl, now).ok_or_else(full)
+    }
+
+    async fn beat(&self, who: Incarnation, beat: Beat) -> Result<Beaten, StoreError> {
+        let now = self.now();
+        let mut data = self.data();
+        let Some(newly_dead) = data.roster.beat(who, beat, now) else {
+            return Ok(Beaten::Dead);
+        };
+        Ok(Beaten::Renewed(View {
+            history: data.history,
+            hosts: data.roster.view(now),
+            newly_dead,
+            gifts: data.roster.gifts(who),
+        }))
+    }
+
+    async fn hosts(&self) -> Result<Vec<HostView>, StoreError> {
+        let now = self.now();
+        Ok(self.data().roster.view(now))
+    }
+
+    async fn declare_dead(&self, by: Incarnation, dead: Incarnation) -> Result<bool, StoreError> {
+        Ok(self.data().roster.declare_dead(by, dead))
+    }
+
+    async fn leave(&self, who: Incarnation) -> Result<(), StoreError> {
+        self.data().roster.leave(who);
+        Ok(())
+    }
+
+    async fn claim(
+        &self,
+        who: Incarnation,
+        accounts: Vec<AccountId>,
+    ) -> Result<Vec<Claim>, StoreError> {
+        let mut data = self.data();
+        let data = &mut *data;
+        if !data.roster.is_live(who) {
+            return Err(StoreError::NotMember);
+        }
+        let claim = |id: &AccountId| match data.accounts.get_mut(id) {
+            Some(account) => account
+                .fence
+                .claim(who, data.history, |holder| data.roster.is_live(holder)),
+            None => Claim::Missing,
+        };
+        Ok(accounts.iter().map(claim).collect())
+    }
+
+    async fn release(
+        &self,
+        who: Incarnation,
+        accounts: Vec<(AccountId, Epoch)>,
+    ) -> Result<(), StoreError> {
+        let mut data = self.data();
+        for (id, epoch) in accounts {
+            if let Some(account) = data.accounts.get_mut(&id) {
+                account.fence.release(who, epoch);
+            }
+        }
+        Ok(())
+    }
+
+    async fn hand_over(
+        &self,
+        who: Incarnation,
+        account: &AccountId,
+        epoch: Epoch,
+        to: Incarnation,
+    ) -> Result<HandOver, StoreError> {
+        let mut data = self.data();
+        if data.roster.state(to) != Some(HostState::Active) {
+            return Ok(HandOver::Refused);
+        }
+        let history = data.history;
+        let fence = &mut data.account_mut(account)?.fence;
+        let answer = fence.hand_over(who, epoch, to, history);
+        if matches!(answer, HandOver::Done { .. }) {
+            data.roster.gift(to);
+        }
+        Ok(answer)
+    }
+
+    async fn held(&self, who: Incarnation) -> Result<Vec<(AccountId, Lease)>, StoreError> {
+        let data = self.data();
+        Ok(data
+            .accounts
+            .iter()
+            .filter(|(_, account)| account.fence.holder == Some(who))
+            .map(|(id, account)| (id.clone(), account.fence.lease(who, data.history)))
+            .collect())
+    }
+
+    async fn orphans(
+        &self,
+        after: Option<AccountId>,
+        limit: u32,
+    ) -> Result<Vec<Orphan>, StoreError> {
+        let now = self.now();
+        let data = self.data();
+        let start = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        Ok(data
+            .accounts
+            .range((start, Bound::Unbounded))
+            .filter(|(_, account)| {
+                let fence = &account.fence;
+                account.wish.run
+                    && account.not_before <= now
+                    && !fence.retired
+                    && !fence
+                        .holder
+                        .is_some_and(|holder| data.roster.is_live(holder))
+            })
+            .take(limit as usize)
+            .map(|(id, account)| Orphan {
+                account: id.clone(),
+                pin: account.wish.pin.clone(),
+                last: account.fence.holder,
+            })
+            .collect())
+    }
+
+    async fn place(&self, account: &AccountId, placement: Placement) -> Result<(), StoreError> {
+        rules::placement(&placement)?;
+        let until = self.now().plus(placement.pause);
+        let mut data = self.data();
+        let account = data.account_mut(account)?;
+        (account.wish, account.not_before) = (placement, until);
+        Ok(())
+    }
+
+    async fn retire(
+        &self,
+        who: Incarnation,
+        account: &AccountId,
+        epoch: Epoch,
+    ) -> Result<bool, StoreError> {
+        let mut data = self.data();
+        let fence = &mut data.account_mut(account)?.fence;
+        let held = fence.release(who, epoch);
+        fence.retired |= held;
+        Ok(held)
+    }
+
+    async fn history(&self) -> Result<Seal, StoreError> {
+        Ok(self.data().history)
+    }
+
+    async fn renew_history(&self, now: Seal) -> Result<Seal, StoreError> {
+        let mut data = self.data();
+        if data.history == now {
+            data.history.generation += 1;
+        }
+        Ok(data.history)
+    }
+
+    async fn vault(&self, business: &BusinessId) -> Result<Vec<(u32, Record)>, StoreError> {
+        let data = self.data();
+        Ok(data
+            .vault
+            .iter()
+            .filter(|((owner, _), _)| owner == business)
+            .map(|((_, number), key)| (*number, key.clone()))
+            .collect())
+    }
+
+    async fn swap_vault(
+        &self,
+        business: &BusinessId,
+        number: u32,
+        old: Option<Record>,
+        new: Option<Record>,
+    ) -> Result<bool, StoreError> {
+        rules::vault(number, new.as_ref())?;
+        let mut data = self.data();
+        let place = (business.clone(), number);
+        if data.vault.get(&place) != old.as_ref() {
+            return Ok(false);
+        }
+        match new {
+            Some(key) => {
+                data.tenants.insert(business.clone());
+                data.vault.insert(place, key);
+            }
+            None => {
+                data.vault.remove(&place);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn swap_records(
+        &self,
+        account: &AccountId,
+        records: Vec<(Key, Record, Record)>,
+    ) -> Result<u32, StoreError> {
+        for (key, _, new) in &records {
+            rules::key(key)?;
+            rules::record(key.table(), new)?;
+        }
+        let mut data = self.data();
+        let account = data.account_mut(account)?;
+        let mut swapped = 0;
+        for (key, old, new) in records {
+            if let Some(stored) = account.rows.get_mut(&key)
+                && stored.content.as_ref() == Some(&old)
+            {
+                stored.content = Some(new);
+                swapped += 1;
+            }
+        }
+        Ok(swapped)
+    }
 }
 
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct Data {
+    history: Seal,
     /// Numbers given so far; never given twice, so an old engine cannot meet a new account under its number.
     devices: u64,
+    tenants: BTreeSet<BusinessId>,
     accounts: BTreeMap<AccountId, Account>,
+    roster: Roster,
+    vault: BTreeMap<(BusinessId, u32), Record>,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            history: Seal::FIRST,
+            devices: 0,
+            tenants: BTreeSet::new(),
+            accounts: BTreeMap::new(),
+            roster: Roster::default(),
+            vault: BTreeMap::new(),
+        }
+    }
 }
 
 impl Data {
@@ -245,9 +503,12 @@ impl Data {
         };
         let account = Account {
             name: name.to_owned(),
-            fence: Fence::default(),
+            fence: Fence::new(self.history),
+            wish: Placement::default(),
+            not_before: Micros(0),
             rows: BTreeMap::new(),
         };
+        self.tenants.insert(business.clone());
         self.accounts.insert(id.clone(), account);
         Ok(id)
     }
@@ -257,16 +518,22 @@ impl Data {
             return Outcome::Rejected(refusal.to_string());
         }
         match self.accounts.get_mut(&batch.account) {
-            Some(account) => account.commit(batch),
-            None => Outcome::Rejected("no such account".to_owned()),
+            Some(account) => account.commit(batch, self.history),
+            None => no_account(),
         }
     }
+}
+
+fn no_account() -> Outcome {
+    Outcome::Rejected("no such account".to_owned())
 }
 
 #[derive(Clone)]
 struct Account {
     name: String,
     fence: Fence,
+    wish: Placement,
+    not_before: Micros,
     rows: BTreeMap<Key, Stored>,
 }
 
@@ -275,10 +542,16 @@ impl Account {
         self.rows.get(key).map_or(Row::Absent, Stored::read)
     }
 
-    fn commit(&mut self, batch: Batch) -> Outcome {
-        match self.fence.admit(batch.epoch, batch.seq) {
-            Admission::Apply => {}
-            Admission::Answer(outcome) => return outcome,
+    fn placement_at(&self, now: Micros) -> Placement {
+        Placement {
+            pause: self.not_before.since(now),
+            ..self.wish.clone()
+        }
+    }
+
+    fn commit(&mut self, batch: Batch, history: Seal) -> Outcome {
+        if let Some(answer) = self.fence.admit(&batch, history) {
+            return answer;
         }
         for (key, record) in batch.rows {
             match record {
@@ -326,91 +599,6 @@ struct Stored {
 impl Stored {
     fn read(&self) -> Row {
         self.content.clone().map_or(Row::Corrupt, Row::Present)
-    }
-}
-
-/// Who may write, and how far the history has come.
-#[derive(Clone, Default)]
-struct Fence {
-    epoch: Epoch,
-    applied: Seq,
-    holder: Option<Holder>,
-}
-
-#[derive(Clone, Copy)]
-struct Holder {
-    who: Incarnation,
-    until: Micros,
-}
-
-enum Admission {
-    Apply,
-    Answer(Outcome),
-}
-
-impl Fence {
-    /// The one rule of writing. The epoch is judged first: a deposed holder that sends its last batch again must not
-    /// take the successor's batch of the same number for its own.
-    fn admit(&mut self, epoch: Epoch, seq: Seq) -> Admission {
-        let answer = if epoch < self.epoch {
-            Outcome::Fenced { by: self.epoch }
-        } else if epoch > self.epoch {
-            Outcome::Rejected(format!(
-                "epoch {} was never granted; {} is in force",
-                epoch.0, self.epoch.0
-            ))
-        } else if seq <= self.applied {
-            Outcome::Committed
-        } else if seq.0 - self.applied.0 > 1 {
-            Outcome::Rejected(format!(
-                "batch {} does not follow {}",
-                seq.0, self.applied.0
-            ))
-        } else {
-            self.applied = seq;
-            return Admission::Apply;
-        };
-        Admission::Answer(answer)
-    }
-
-    fn holder_at(&self, now: Micros) -> Option<Holder> {
-        self.holder.filter(|holder| now < holder.until)
-    }
-
-    fn claim(&mut self, who: Incarnation, ttl: Micros, now: Micros) -> Claim {
-        if let Some(holder) = self.holder_at(now).filter(|holder| holder.who != who) {
-            return Claim::Held {
-                by: holder.who,
-                remaining: holder.until.since(now),
-            };
-        }
-        self.epoch = Epoch(self.epoch.0 + 1);
-        self.holder = Some(Holder {
-            who,
-            until: now.plus(ttl),
-        });
-        Claim::Granted(Lease {
-            epoch: self.epoch,
-            applied: self.applied,
-            ttl,
-        })
-    }
-
-    /// A lease that has run out is still its holder's as long as nobody has taken it.
-    fn renew(&mut self, who: Incarnation, epoch: Epoch, ttl: Micros, now: Micros) -> Renewal {
-        match &mut self.holder {
-            Some(holder) if holder.who == who && epoch == self.epoch => {
-                holder.until = now.plus(ttl);
-                Renewal::Renewed
-            }
-            _ => Renewal::Lost { by: self.epoch },
-        }
-    }
-
-    fn release(&mut self, who: Incarnation, epoch: Epoch) {
-        if epoch == self.epoch && self.holder.is_some_and(|holder| holder.who == who) {
-            self.holder = None;
-        }
     }
 }
 

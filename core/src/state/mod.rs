@@ -7,25 +7,39 @@
 //! * [`Key`] and [`Record`]: what a row is called and what it holds. Keys are typed; records are bytes with a version
 //!   byte, encoded and decoded by the engine alone ([`record`](crate::proto::record) has their shapes).
 //! * [`Batch`], [`Epoch`], [`Seq`]: what is written, by whose right, in which order.
+//! * [`Term`], [`Lease`], [`Fence`], [`Roster`]: who may act, and how an account changes hands.
 //! * [`Store`]: what a database has to offer. [`MemoryStore`](memory::MemoryStore) is the reference;
-//!   [`store_conformance!`](crate::store_conformance) is the suite that every store runs.
-//! * [`rules`]: names, keys and records that no store takes.
+//!   [`store_conformance!`](crate::store_conformance) is the suite that every store runs, and [`kv`] makes a store of
+//!   any ordered key-value database.
+//! * [`rules`]: names, keys and records that no store takes; [`columns`]: keys as columns of tables.
+//! * [`Sealed`](sealed::Sealed): encryption at rest, over any store.
 
 pub mod codec;
+pub mod columns;
+mod delegate;
 mod key;
+mod key_bytes;
+mod ownership;
 mod store;
 mod working_set;
 
 pub mod conformance;
+#[cfg(test)]
+pub(crate) mod hooked;
+pub mod kv;
 pub mod memory;
 pub mod rules;
+pub mod sealed;
 
 pub use key::{EventSeq, Key, MessageId, Table};
+pub use key_bytes::NotAKey;
 pub(crate) use working_set::WorkingSet;
 
-pub use store::{
-    AccountInfo, Claim, Incarnation, Lease, Outcome, Renewal, Row, Scan, Store, StoreError,
+pub use ownership::{
+    Beat, Beaten, Change, Claim, Fence, HandOver, HostInfo, HostState, HostView, Incarnation,
+    Lease, Member, Orphan, Placement, Roster, Seal, Term, View,
 };
+pub use store::{AccountInfo, Outcome, Row, Scan, Store, StoreError};
 
 use bytes::Bytes;
 use std::{collections::BTreeMap, fmt, sync::Arc};
@@ -169,13 +183,17 @@ impl fmt::Display for AccountId {
 }
 
 /// What a row holds: a version byte and an encoded message, meaningful to the engine only. Stores treat it as opaque
-/// (at most [`Record::MAX_BYTES`]), may encrypt it, and never log it: it may contain keys.
+/// (at most [`Record::MAX_STORED_BYTES`]), may encrypt it, and never log it: it may contain keys.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Record(pub Bytes);
 
 impl Record {
-    /// No row is larger than this; a session with all its archived states stays far below.
-    pub const MAX_BYTES: usize = 16 << 20;
+    /// No row that the engine writes is larger than this; a session with all its archived states stays far below.
+    pub const MAX_BYTES: usize = Self::MAX_STORED_BYTES - 64;
+
+    /// What every store has to take: [`Record::MAX_BYTES`] and room for what an [encrypting](sealed) one adds, so that
+    /// the engine's limit is the same with and without encryption.
+    pub const MAX_STORED_BYTES: usize = 16 << 20;
 }
 
 impl fmt::Debug for Record {
@@ -184,16 +202,19 @@ impl fmt::Debug for Record {
     }
 }
 
-/// Everything one step changes. Applies whole, and only if the account's stored epoch is `epoch` and its last applied
-/// sequence number is the one before `seq`; applying a `seq` again changes nothing.
+/// Everything one step changes. Applies whole, and only if `term` is in force and the account's last applied sequence
+/// number is the one before `seq`; applying a `seq` again changes nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     /// Whose rows.
     pub account: AccountId,
     /// By whose right.
-    pub epoch: Epoch,
+    pub term: Term,
     /// Position in the account's write history: one more than the batch before.
     pub seq: Seq,
+    /// Makes the account sealed in the term's history: with this batch everything is done that a loss of commits calls
+    /// for. Without it, a batch of an account that is not sealed is refused.
+    pub reseal: bool,
     /// The engine's wall clock when it sealed the batch; becomes the age of the rows, which retention goes by.
     pub at: UnixMillis,
     /// Rows to write (`Some`) or delete (`None`; deleting what is not there is no error).

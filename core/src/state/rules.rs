@@ -2,7 +2,7 @@
 //!
 //! The SQL stores repeat these limits as CHECK constraints; here they become a sentence before anything is written.
 
-use super::{AccountId, Batch, Epoch, Key, MessageId, Record, Table};
+use super::{AccountId, Batch, Epoch, HostInfo, Key, MessageId, Placement, Record, Table};
 use crate::jid::Jid;
 
 /// Pre-key ids are 24-bit on the wire.
@@ -31,12 +31,21 @@ pub enum Refusal {
     /// The key does not fit the columns of its table.
     #[error("a key of table {0} is outside its limits")]
     Key(&'static str),
-    /// The record is larger than [`Record::MAX_BYTES`].
+    /// The record is larger than [`Record::MAX_STORED_BYTES`], or [`Record::MAX_BYTES`] where the engine writes.
     #[error("a record of table {0} is larger than 16 MiB")]
     Record(&'static str),
     /// Rows of this table do not lose their value with age.
     #[error("rows of table {0} are not deleted by age")]
     NotAged(&'static str),
+    /// A host is called something else.
+    #[error("a host name has 1 to 64 characters of A-Z a-z 0-9 _ - .")]
+    HostName,
+    /// Address, zone or version of a host is too long.
+    #[error("address, zone and version of a host have at most 255 bytes")]
+    HostInfo,
+    /// Keys of tenants have numbers from 1 on.
+    #[error("a key of a tenant has a number from 1 to 2^31 - 1 and 1 to 4096 bytes")]
+    Vault,
     /// The start of a scan is a key of another table.
     #[error("a scan of table {0} starts behind a key of another table")]
     Cursor(&'static str),
@@ -44,20 +53,54 @@ pub enum Refusal {
 
 /// Names are 1 to 64 characters of `A-Z a-z 0-9 _ - .`.
 pub fn account_name(name: &str) -> Result<(), Refusal> {
-    let fits = (1..=64).contains(&name.len())
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
-    if fits {
+    if is_name(name) {
         Ok(())
     } else {
         Err(Refusal::AccountName)
     }
 }
 
+fn is_name(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
+}
+
+/// What a host may say about itself.
+pub fn host(info: &HostInfo) -> Result<(), Refusal> {
+    if !is_name(&info.name) {
+        return Err(Refusal::HostName);
+    }
+    let texts = [&info.address, &info.zone, &info.version];
+    if texts
+        .iter()
+        .all(|text| text.len() <= MAX_TEXT && !text.contains('\0'))
+    {
+        Ok(())
+    } else {
+        Err(Refusal::HostInfo)
+    }
+}
+
+/// A pin names a host.
+pub fn placement(placement: &Placement) -> Result<(), Refusal> {
+    match &placement.pin {
+        Some(name) if !is_name(name) => Err(Refusal::HostName),
+        _ => Ok(()),
+    }
+}
+
+/// A wrapped key of a tenant.
+pub fn vault(number: u32, key: Option<&Record>) -> Result<(), Refusal> {
+    let fits = (1..=i32::MAX.cast_unsigned()).contains(&number)
+        && key.is_none_or(|key| (1..=4096).contains(&key.0.len()));
+    if fits { Ok(()) } else { Err(Refusal::Vault) }
+}
+
 /// Everything about a batch that can be judged without knowing its account.
 pub fn batch(batch: &Batch) -> Result<(), Refusal> {
-    if batch.epoch == Epoch(0) {
+    if batch.term.epoch == Epoch(0) {
         return Err(Refusal::NoEpoch);
     }
     if !(1..=MAX_NUMBER).contains(&batch.seq.0) {
@@ -101,9 +144,18 @@ pub fn key(key: &Key) -> Result<(), Refusal> {
     }
 }
 
-/// A record of a size that stores take.
+/// A record of a size that every store takes.
 pub fn record(table: Table, record: &Record) -> Result<(), Refusal> {
-    if record.0.len() <= Record::MAX_BYTES {
+    fits(table, record, Record::MAX_STORED_BYTES)
+}
+
+/// A record of a size that the engine may write: what an encrypting store adds still fits.
+pub fn content(table: Table, record: &Record) -> Result<(), Refusal> {
+    fits(table, record, Record::MAX_BYTES)
+}
+
+fn fits(table: Table, record: &Record, limit: usize) -> Result<(), Refusal> {
+    if record.0.len() <= limit {
         Ok(())
     } else {
         Err(Refusal::Record(table.name()))

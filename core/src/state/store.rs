@@ -1,13 +1,11 @@
 //! What a database has to offer to keep accounts.
 
 use super::{
-    AccountId, Batch, BusinessId, Epoch, Key, MessageId, Micros, Record, Seq, Table, UnixMillis,
+    AccountId, Batch, Beat, Beaten, BusinessId, Change, Claim, Epoch, HandOver, HostInfo, HostView,
+    Incarnation, Key, Lease, MessageId, Micros, Orphan, Placement, Record, Seal, Table, Term,
+    UnixMillis,
 };
 use std::future::Future;
-
-/// A process start. Random, so that a restarted process never trusts what its predecessor held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Incarnation(pub u64);
 
 /// What was found under a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,43 +29,6 @@ pub struct Scan {
     pub limit: u32,
 }
 
-/// The right to act for an account, as the store gave it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lease {
-    /// Fencing token of the new term.
-    pub epoch: Epoch,
-    /// The last batch of the account's history.
-    pub applied: Seq,
-    /// How long it holds unless renewed. Count from *before* the call was sent.
-    pub ttl: Micros,
-}
-
-/// The answer to [`Store::claim`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Claim {
-    /// The account is yours.
-    Granted(Lease),
-    /// Somebody else's lease has not run out.
-    Held {
-        /// Who.
-        by: Incarnation,
-        /// Until it runs out, if they do not renew it.
-        remaining: Micros,
-    },
-}
-
-/// The answer to [`Store::renew`], per account. "Could not reach the database" is neither: it is an `Err`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Renewal {
-    /// Yours for another while.
-    Renewed,
-    /// Somebody else has taken it over, under this epoch.
-    Lost {
-        /// The epoch in force.
-        by: Epoch,
-    },
-}
-
 /// What became of one batch of a [`Store::commit`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -77,6 +38,12 @@ pub enum Outcome {
     Fenced {
         /// The epoch in force.
         by: Epoch,
+    },
+    /// The database's history is not the one that the batch belongs to, or the account is not sealed in it: commits
+    /// may have been lost. Nothing was written; claim anew, and re-seal first.
+    Unsealed {
+        /// The history now.
+        history: Seal,
     },
     /// The batch does not fit the account's history or the tables. Nothing was written; sending it again is no use.
     Rejected(String),
@@ -98,6 +65,12 @@ pub enum StoreError {
     /// The name is taken.
     #[error("an account of that name exists")]
     Exists,
+    /// A live host has the account.
+    #[error("the account is held by a live host")]
+    Held,
+    /// The caller is not, or not any more, a live host of this database. Join under a new incarnation.
+    #[error("this host is not in the roster: it was declared dead, has left or never joined")]
+    NotMember,
 }
 
 impl StoreError {
@@ -105,6 +78,12 @@ impl StoreError {
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
         matches!(self, Self::Unavailable(_))
+    }
+
+    /// Whether the caller has lost what it held.
+    #[must_use]
+    pub const fn is_fenced(&self) -> bool {
+        matches!(self, Self::NotMember)
     }
 }
 
@@ -117,21 +96,28 @@ pub struct AccountInfo {
     pub name: String,
     /// The fence: who holds it, under which epoch.
     pub epoch: Epoch,
-    /// `None` if it is free or the lease has run out.
+    /// The live host that has it; `None` if it is free or its last holder is gone.
     pub holder: Option<Incarnation>,
+    /// Moved to another database; it cannot be claimed here any more.
+    pub retired: bool,
+    /// What is wished for it.
+    pub placement: Placement,
     /// The device row, for address and state (decode with [`crate::flow::describe_device`]).
     pub device: Row,
 }
 
 /// A database that keeps accounts. Cheap to clone; no runtime types.
 ///
-/// **Fencing.** Every account has a fence: epoch, holder, last applied [`Seq`]. [`Store::claim`] raises the epoch;
-/// [`Store::commit`] checks it in the same transaction that writes. No fence, no write. Leases only decide when a
-/// *polite* claimant may take over; safety never depends on them or on any clock.
+/// **Fencing.** Every account has a [fence](super::Fence). [`claim`](Self::claim) raises its epoch;
+/// [`commit`](Self::commit) compares the whole [`Term`] with it in the same transaction that writes. No fence, no
+/// write. Host leases only decide when an account may be claimed; safety never depends on them or on any clock.
 ///
 /// **Order.** A batch is applied only if its `seq` follows the last applied one; a `seq` at or below that is reported
 /// as [`Outcome::Committed`] and changes nothing. When `commit` returns, what it reports as committed survives a power
 /// cut.
+///
+/// **Three groups of calls.** Rows and accounts; ownership ([`join`](Self::join) and what follows it); and keys of
+/// tenants ([`vault`](Self::vault) and what follows), which only an encrypting store on top uses.
 pub trait Store: Clone + Send + Sync + 'static {
     /// The rows under `keys`, in that order.
     fn load(
@@ -149,17 +135,34 @@ pub trait Store: Clone + Send + Sync + 'static {
 
     /// Applies each batch whole or not at all; one outcome per batch, in order. Batches of one account may follow each
     /// other in one call. One account's trouble never fails its neighbours.
+    ///
+    /// After an `Err` the outcome is not known, and sending the same batches again settles it: what was applied is not
+    /// applied again, and the answer is a write of its own (not a look at a row whose durability is in doubt).
     fn commit(
         &self,
         batches: Vec<Batch>,
     ) -> impl Future<Output = Result<Vec<Outcome>, StoreError>> + Send;
 
-    /// Creates an account. Names are 1 to 64 characters of `A-Z a-z 0-9 _ - .`, unique within the business.
+    /// A commit of nothing: whether each term is in force, settled by a write, so that no older write can come to light
+    /// behind it. [`Outcome::Committed`] says yes.
+    fn confirm(
+        &self,
+        terms: Vec<(AccountId, Term)>,
+    ) -> impl Future<Output = Result<Vec<Outcome>, StoreError>> + Send;
+
+    /// Creates an account. Names are 1 to 64 characters of `A-Z a-z 0-9 _ - .`, unique within the business. It is not
+    /// wished to run.
     fn create_account(
         &self,
         business: &BusinessId,
         name: &str,
     ) -> impl Future<Output = Result<AccountId, StoreError>> + Send;
+
+    /// Deletes an account and all its rows, for good. [`StoreError::Held`] while a live host has it.
+    fn delete_account(
+        &self,
+        account: &AccountId,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// All accounts of a business, by name.
     fn accounts(
@@ -167,30 +170,8 @@ pub trait Store: Clone + Send + Sync + 'static {
         business: &BusinessId,
     ) -> impl Future<Output = Result<Vec<AccountInfo>, StoreError>> + Send;
 
-    /// Takes the account if it is free, if its lease has run out by the database's clock, or if the holder is provably
-    /// dead: raises the epoch. A holder that claims again gets a new epoch too.
-    fn claim(
-        &self,
-        account: &AccountId,
-        who: Incarnation,
-        ttl: Micros,
-    ) -> impl Future<Output = Result<Claim, StoreError>> + Send;
-
-    /// Prolongs leases, one answer per account in order.
-    fn renew(
-        &self,
-        who: Incarnation,
-        leases: Vec<(AccountId, Epoch)>,
-        ttl: Micros,
-    ) -> impl Future<Output = Result<Vec<Renewal>, StoreError>> + Send;
-
-    /// Gives the account up, if it is still held by `who` at `epoch`. The epoch stays, so that a later claim raises it.
-    fn release(
-        &self,
-        account: &AccountId,
-        who: Incarnation,
-        epoch: Epoch,
-    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// All businesses that have accounts or keys, in order.
+    fn tenants(&self) -> impl Future<Output = Result<Vec<BusinessId>, StoreError>> + Send;
 
     /// Leaves a request to send for the owner, whoever that is: a row under [`Key::Mailbox`] that the owner picks up.
     /// `false` if there is one under this id already (nothing changes then).
@@ -210,5 +191,129 @@ pub trait Store: Clone + Send + Sync + 'static {
         table: Table,
         before: UnixMillis,
         limit: u32,
+    ) -> impl Future<Output = Result<u32, StoreError>> + Send;
+
+    /// Takes a host into the roster under a fresh incarnation and returns its slot, from 1. It lives until it leaves or
+    /// is declared dead, which can happen once `ttl` has passed without a [`beat`](Self::beat). Calling again changes
+    /// nothing but the lease. An incarnation that has ended is refused ([`StoreError::NotMember`]).
+    fn join(
+        &self,
+        who: Incarnation,
+        info: HostInfo,
+        ttl: Micros,
+    ) -> impl Future<Output = Result<u16, StoreError>> + Send;
+
+    /// Renews a host's lease and shows it the fleet; declares dead whose lease has run out, if the caller's own
+    /// renewals have come without a gap for that long (see [`Roster::beat`](super::Roster::beat)).
+    fn beat(
+        &self,
+        who: Incarnation,
+        beat: Beat,
+    ) -> impl Future<Output = Result<Beaten, StoreError>> + Send;
+
+    /// The roster, for people who look.
+    fn hosts(&self) -> impl Future<Output = Result<Vec<HostView>, StoreError>> + Send;
+
+    /// Declares `dead` dead on the word of `by`, who knows better than the lease. `false` if it did not live.
+    fn declare_dead(
+        &self,
+        by: Incarnation,
+        dead: Incarnation,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    /// A host goes properly: what it still holds is free at once.
+    fn leave(&self, who: Incarnation) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Takes each account that is free or whose holder does not live: raises its epoch. One answer per account, in
+    /// order. A holder that claims again gets a new epoch too. [`StoreError::NotMember`] if `who` does not live. A
+    /// store with presence also takes what is held by a host that is provably dead.
+    fn claim(
+        &self,
+        who: Incarnation,
+        accounts: Vec<AccountId>,
+    ) -> impl Future<Output = Result<Vec<Claim>, StoreError>> + Send;
+
+    /// Gives accounts up that are still held by `who` under that epoch. The epoch stays, so that a later claim raises
+    /// it.
+    fn release(
+        &self,
+        who: Incarnation,
+        accounts: Vec<(AccountId, Epoch)>,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Gives an account from `who` to `to` in one step: nobody else can slip in.
+    fn hand_over(
+        &self,
+        who: Incarnation,
+        account: &AccountId,
+        epoch: Epoch,
+        to: Incarnation,
+    ) -> impl Future<Output = Result<HandOver, StoreError>> + Send;
+
+    /// What the store thinks `who` holds; how a successor learns of what was handed over to it.
+    fn held(
+        &self,
+        who: Incarnation,
+    ) -> impl Future<Output = Result<Vec<(AccountId, Lease)>, StoreError>> + Send;
+
+    /// Accounts of all businesses that are wished to run and have no live holder, in order, behind `after`.
+    fn orphans(
+        &self,
+        after: Option<AccountId>,
+        limit: u32,
+    ) -> impl Future<Output = Result<Vec<Orphan>, StoreError>> + Send;
+
+    /// Changes what is wished for an account.
+    fn place(
+        &self,
+        account: &AccountId,
+        placement: Placement,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Marks an account as moved to another database, if it is held by `who` under `epoch`; frees it. It can never be
+    /// claimed here again, only deleted. `false` if it was not theirs.
+    fn retire(
+        &self,
+        who: Incarnation,
+        account: &AccountId,
+        epoch: Epoch,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    /// The database's history.
+    fn history(&self) -> impl Future<Output = Result<Seal, StoreError>> + Send;
+
+    /// Begins a new generation, after a restore or when commits are known to be lost, if the history is still `now`.
+    /// Returns the history in force.
+    fn renew_history(&self, now: Seal) -> impl Future<Output = Result<Seal, StoreError>> + Send;
+
+    /// Waits for news that a host need not wait for the next beat to learn: an accelerator, never needed. May be
+    /// dropped at any time. A store without such means never answers.
+    fn watch(&self, who: Incarnation) -> impl Future<Output = Result<Change, StoreError>> + Send {
+        let _ = who;
+        std::future::pending()
+    }
+
+    /// The wrapped keys of a tenant, by number.
+    fn vault(
+        &self,
+        business: &BusinessId,
+    ) -> impl Future<Output = Result<Vec<(u32, Record)>, StoreError>> + Send;
+
+    /// Replaces the wrapped key `number` of a tenant, if it is `old`: `None` stands for no such key, before or after.
+    /// Makes the tenant if there is none. `false` if it was something else; nothing changes then.
+    fn swap_vault(
+        &self,
+        business: &BusinessId,
+        number: u32,
+        old: Option<Record>,
+        new: Option<Record>,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    /// Replaces records by others of the same meaning (encrypted under another key), each only if it is still the first
+    /// of its pair; the age of the row stays. No term is needed, as nothing changes for its owner. Returns how many.
+    fn swap_records(
+        &self,
+        account: &AccountId,
+        records: Vec<(Key, Record, Record)>,
     ) -> impl Future<Output = Result<u32, StoreError>> + Send;
 }

@@ -5,7 +5,7 @@
 //! being loaded is never evicted either, so a load can never bring back an older state than the one we wrote.
 //! Eviction goes by the order of use, which is the same in every replay.
 
-use super::{AccountId, Batch, Epoch, Key, Record, Row, Seq, UnixMillis};
+use super::{AccountId, Batch, Key, Record, Row, Seq, Term, UnixMillis};
 use std::{collections::BTreeMap, ops::Bound};
 
 /// A cached row.
@@ -31,6 +31,8 @@ pub(crate) struct WorkingSet {
     open: BTreeMap<Key, Option<Record>>,
     sealed: Seq,
     durable: Seq,
+    /// The next batch re-seals the account.
+    reseal: bool,
 }
 
 /// Rows are loaded ahead of need while fewer than this are on their way.
@@ -40,7 +42,8 @@ const AHEAD: usize = 256;
 const ENTRY_BYTES: usize = 200;
 
 impl WorkingSet {
-    pub(crate) const fn new(applied: Seq, limit: usize) -> Self {
+    /// `reseal`: the first batch is one that [re-seals](Batch::reseal).
+    pub(crate) const fn new(applied: Seq, reseal: bool, limit: usize) -> Self {
         Self {
             cache: BTreeMap::new(),
             order: BTreeMap::new(),
@@ -51,6 +54,7 @@ impl WorkingSet {
             open: BTreeMap::new(),
             sealed: applied,
             durable: applied,
+            reseal,
         }
     }
 
@@ -190,7 +194,7 @@ impl WorkingSet {
     pub(crate) fn seal(
         &mut self,
         account: &AccountId,
-        epoch: Epoch,
+        term: Term,
         at: UnixMillis,
     ) -> Option<Batch> {
         if self.open.is_empty() {
@@ -200,8 +204,9 @@ impl WorkingSet {
         let rows = std::mem::take(&mut self.open);
         Some(Batch {
             account: account.clone(),
-            epoch,
+            term,
             seq: self.sealed,
+            reseal: std::mem::take(&mut self.reseal),
             at,
             rows,
         })
@@ -252,7 +257,14 @@ fn size(record: Option<&Record>) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::{Epoch, Incarnation, Seal};
     use proptest::prelude::*;
+
+    const TERM: Term = Term {
+        epoch: Epoch(1),
+        holder: Incarnation(1),
+        history: Seal::FIRST,
+    };
 
     fn key(n: u8) -> Key {
         Key::PreKey(u32::from(n) + 1)
@@ -298,7 +310,7 @@ mod tests {
         #[test]
         fn never_reads_around_its_own_writes(ops in proptest::collection::vec(op(), 1..80)) {
             // A cache of one row: everything that may be evicted is.
-            let mut set = WorkingSet::new(Seq(0), ENTRY_BYTES);
+            let mut set = WorkingSet::new(Seq(0), false, ENTRY_BYTES);
             let mut truth: BTreeMap<Key, Option<Record>> = BTreeMap::new();
             let mut store: BTreeMap<Key, Record> = BTreeMap::new();
             let mut flying = std::collections::VecDeque::new();
@@ -315,7 +327,7 @@ mod tests {
                         set.put(key(k), None);
                         truth.insert(key(k), None);
                     }
-                    Op::Seal => flying.extend(set.seal(&account(), Epoch(1), UnixMillis(0))),
+                    Op::Seal => flying.extend(set.seal(&account(), TERM, UnixMillis(0))),
                     Op::Commit => if let Some(batch) = flying.pop_front() {
                         let batch: Batch = batch;
                         for (key, row) in batch.rows {

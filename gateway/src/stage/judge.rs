@@ -215,12 +215,12 @@ mod tests {
             left_in_store(&store).await.is_err(),
             "an account without a row of its own is no account"
         );
-        let claim = store
-            .claim(&id, Incarnation(1), Micros::from_secs(60))
-            .await
-            .unwrap();
-        let baton_core::state::Claim::Granted(lease) = claim else {
-            panic!("{claim:?}")
+        let who = Incarnation(1);
+        let info = baton_core::state::HostInfo::named("a");
+        store.join(who, info, Micros::from_secs(60)).await.unwrap();
+        let claims = store.claim(who, vec![id.clone()]).await.unwrap();
+        let [baton_core::state::Claim::Granted(lease)] = claims[..] else {
+            panic!("{claims:?}")
         };
         let device = (
             baton_core::state::Key::Device,
@@ -228,8 +228,9 @@ mod tests {
         );
         let batch = baton_core::state::Batch {
             account: id.clone(),
-            epoch: lease.epoch,
+            term: lease.term,
             seq: lease.applied.next(),
+            reseal: false,
             at: UnixMillis(0),
             rows: [device].into(),
         };

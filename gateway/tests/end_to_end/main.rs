@@ -2,6 +2,7 @@
 
 mod demo;
 mod kills;
+mod locked;
 mod owners;
 mod trouble;
 mod verbs;

@@ -1,4 +1,4 @@
-//! One account, several processes: who owns it, and what becomes of the others. Processes are lease keepers here, on one
+//! One account, several processes: who owns it, and what becomes of the others. Processes are hosts here, on one
 //! store in memory, so that freezing one is a matter of not polling it.
 
 use crate::support::{Owner, config, options, request, service};
@@ -57,7 +57,7 @@ async fn a_frozen_owner_is_replaced_when_its_lease_has_run_out() {
     let server = service().await;
     let store = memory();
     let id = account(&store, "a").await;
-    // An owner that renews no lease, which is how a process looks whose database does not answer.
+    // An owner that soon renews no lease, which is how a process looks whose database does not answer.
     let host = Host::new(
         store.clone(),
         TcpConnector::new(),
@@ -66,6 +66,7 @@ async fn a_frozen_owner_is_replaced_when_its_lease_has_run_out() {
     );
     let (handle, inbox, serve) = host.account(id.clone(), config(&server));
     let task = tokio::spawn(serve);
+    let running = tokio::spawn(async move { match host.run().await {} });
     let mut frozen = Owner {
         account: handle,
         inbox,
@@ -73,6 +74,7 @@ async fn a_frozen_owner_is_replaced_when_its_lease_has_run_out() {
         seen: Vec::new(),
     };
     frozen.owns().await;
+    running.abort();
     let mut second = Owner::start(&store, &id, config(&server));
     let first_epoch = 1;
     let epoch = second.owns().await;
@@ -188,7 +190,7 @@ async fn copies_of_an_account_do_not_fight() {
         replaced_most: 2,
         ..options()
     };
-    let mut one = Owner::with(&store, &id, config(&server), patient);
+    let mut one = Owner::with(&store, &id, config(&server), patient.clone());
     one.online().await;
     let two = Owner::with(&copy, &id, config(&server), patient);
     // Each connection of one ends that of the other; after a few times one of them has had enough.
@@ -264,7 +266,12 @@ async fn unlinking_at_the_phone_ends_and_a_command_links_again() {
     let mut owner = Owner {
         account,
         inbox,
-        task: tokio::spawn(serve),
+        task: tokio::spawn(async move {
+            tokio::select! { biased;
+                end = serve => end,
+                never = host.run() => match never {},
+            }
+        }),
         seen: Vec::new(),
     };
     let (jid, _) = owner.link(&server, "15550000001").await;

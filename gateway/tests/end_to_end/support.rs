@@ -9,7 +9,8 @@ use baton_core::{
     state::{AccountId, EventSeq, MessageId, Micros, Store},
 };
 use baton_tokio::{
-    Account, DriveOptions, End, Host, Inbox, Item, Options, Ownership, SystemEnv, TcpConnector,
+    Account, DriveOptions, End, Host, Inbox, Item, MemberOptions, Options, Ownership, SystemEnv,
+    TcpConnector,
 };
 use serde_json::Value;
 use sim::serve::{ServeOptions, SimServer};
@@ -52,7 +53,12 @@ pub(crate) fn config(server: &SimServer) -> Config {
 /// Leases of one second.
 pub(crate) fn options() -> Options {
     Options {
-        ttl: Micros::from_secs(1),
+        member: MemberOptions {
+            ttl: Micros::from_secs(1),
+            every: Micros::from_millis(150),
+            deadline: Micros::from_millis(150),
+            ..MemberOptions::default()
+        },
         claim_every: Micros::from_millis(50),
         replaced_pause: Micros::from_millis(200),
         drive: DriveOptions {
@@ -63,7 +69,7 @@ pub(crate) fn options() -> Options {
     }
 }
 
-/// One account that this process serves, with a lease keeper of its own: a process within the process.
+/// One account that this process serves, as a host of its own: a process within the process.
 pub(crate) struct Owner {
     pub(crate) account: Account,
     pub(crate) inbox: Inbox,
@@ -92,8 +98,12 @@ impl Owner {
         let (account, inbox, serve) = host.account(id.clone(), config);
         let task = tokio::spawn(async move {
             tokio::select! { biased;
-                end = serve => end,
-                never = host.renew() => match never {},
+                end = async {
+                    let end = serve.await;
+                    host.leave().await;
+                    end
+                } => end,
+                never = host.run() => match never {},
             }
         });
         Self {

@@ -4,8 +4,8 @@ use crate::support::{Owner, config, service};
 use baton_core::{
     flow::StopReason,
     state::{
-        AccountId, AccountInfo, Batch, BusinessId, Claim, Epoch, Incarnation, Key, MessageId,
-        Micros, Outcome, Record, Renewal, Row, Scan, Store, StoreError, Table, UnixMillis,
+        AccountId, Batch, Beat, Beaten, Claim, Epoch, HostInfo, Incarnation, Key, MessageId,
+        Micros, Outcome, Record, Row, Scan, Store, StoreError, Term, UnixMillis,
         memory::MemoryStore,
     },
 };
@@ -78,39 +78,28 @@ impl Store for BadLine {
     async fn commit(&self, batches: Vec<Batch>) -> Result<Vec<Outcome>, StoreError> {
         self.call(self.inner.commit(batches)).await
     }
-    async fn create_account(
-        &self,
-        business: &BusinessId,
-        name: &str,
-    ) -> Result<AccountId, StoreError> {
-        self.inner.create_account(business, name).await
-    }
-    async fn accounts(&self, business: &BusinessId) -> Result<Vec<AccountInfo>, StoreError> {
-        self.inner.accounts(business).await
+    async fn confirm(&self, terms: Vec<(AccountId, Term)>) -> Result<Vec<Outcome>, StoreError> {
+        self.call(self.inner.confirm(terms)).await
     }
     async fn claim(
         &self,
-        account: &AccountId,
         who: Incarnation,
-        ttl: Micros,
-    ) -> Result<Claim, StoreError> {
-        self.call(self.inner.claim(account, who, ttl)).await
+        accounts: Vec<AccountId>,
+    ) -> Result<Vec<Claim>, StoreError> {
+        self.call(self.inner.claim(who, accounts)).await
     }
-    async fn renew(
-        &self,
-        who: Incarnation,
-        leases: Vec<(AccountId, Epoch)>,
-        ttl: Micros,
-    ) -> Result<Vec<Renewal>, StoreError> {
-        self.call(self.inner.renew(who, leases, ttl)).await
+    async fn join(&self, who: Incarnation, info: HostInfo, ttl: Micros) -> Result<u16, StoreError> {
+        self.call(self.inner.join(who, info, ttl)).await
+    }
+    async fn beat(&self, who: Incarnation, beat: Beat) -> Result<Beaten, StoreError> {
+        self.call(self.inner.beat(who, beat)).await
     }
     async fn release(
         &self,
-        account: &AccountId,
         who: Incarnation,
-        epoch: Epoch,
+        accounts: Vec<(AccountId, Epoch)>,
     ) -> Result<(), StoreError> {
-        self.call(self.inner.release(account, who, epoch)).await
+        self.call(self.inner.release(who, accounts)).await
     }
     async fn enqueue(
         &self,
@@ -122,15 +111,8 @@ impl Store for BadLine {
         self.call(self.inner.enqueue(account, id, request, at))
             .await
     }
-    async fn retain(
-        &self,
-        account: &AccountId,
-        table: Table,
-        before: UnixMillis,
-        limit: u32,
-    ) -> Result<u32, StoreError> {
-        self.inner.retain(account, table, before, limit).await
-    }
+    baton_core::delegate_store!(inner: create_account delete_account accounts tenants retain hosts declare_dead leave
+        hand_over held orphans place retire history renew_history watch vault swap_vault swap_records);
 }
 
 async fn two(server: &sim::serve::SimServer, store: &BadLine) -> (Owner, Owner) {

@@ -1,7 +1,7 @@
 //! `baton link`, `send` and `tail` as processes, and what they say when they cannot.
 
 use crate::support::{Owner, PATIENCE, baton, config, objects, run, service};
-use baton_core::state::{Claim, Incarnation, Micros, Store as _, memory::MemoryStore};
+use baton_core::state::{Claim, HostInfo, Incarnation, Micros, Store as _, memory::MemoryStore};
 use baton_store_sqlite::{Options, SqliteStore};
 use serde_json::Value;
 use sim::serve::SimServer;
@@ -12,13 +12,13 @@ use tokio::{
 };
 
 /// A running `baton … --json`, line by line.
-struct Talking {
-    child: Child,
+pub(crate) struct Talking {
+    pub(crate) child: Child,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Talking {
-    fn start(command: std::process::Command) -> Self {
+    pub(crate) fn start(command: std::process::Command) -> Self {
         let mut command = Command::from(command);
         command
             .arg("--json")
@@ -30,11 +30,11 @@ impl Talking {
     }
 
     /// Reads on to the object with this `event`.
-    async fn until(&mut self, event: &str) -> Value {
+    pub(crate) async fn until(&mut self, event: &str) -> Value {
         self.until_that(|object| object["event"] == event).await
     }
 
-    async fn until_that(&mut self, mut pick: impl FnMut(&Value) -> bool) -> Value {
+    pub(crate) async fn until_that(&mut self, mut pick: impl FnMut(&Value) -> bool) -> Value {
         let search = async {
             loop {
                 let line = self.lines.next_line().await.unwrap().expect("more lines");
@@ -49,11 +49,11 @@ impl Talking {
             .expect("in time")
     }
 
-    async fn until_text(&mut self, text: &str) {
+    pub(crate) async fn until_text(&mut self, text: &str) {
         self.until_that(|object| object["text"] == text).await;
     }
 
-    async fn status(mut self) -> Option<i32> {
+    pub(crate) async fn status(mut self) -> Option<i32> {
         tokio::time::timeout(PATIENCE, self.child.wait())
             .await
             .expect("in time")
@@ -62,7 +62,7 @@ impl Talking {
     }
 }
 
-async fn link(server: &SimServer, store: &Path, name: &str, phone: &str) -> Value {
+pub(crate) async fn link(server: &SimServer, store: &Path, name: &str, phone: &str) -> Value {
     let mut linking = Talking::start(baton(Some(server), store, &["link", "--account", name]));
     let qr = linking.until("qr").await;
     server
@@ -227,11 +227,14 @@ async fn a_frozen_process_is_replaced_and_does_not_fight() {
     };
     let probe = SqliteStore::open(&store, options).unwrap();
     let id = baton_tokio::account_named(&probe, "shop").await.unwrap();
+    let (who, ttl) = (Incarnation(7), Micros::from_secs(6));
+    let joined = probe.join(who, HostInfo::named("probe"), ttl).await;
+    assert!(joined.is_ok());
     loop {
         signal(&first, "-STOP");
-        match probe.claim(&id, Incarnation(7), Micros::from_secs(6)).await {
-            Ok(Claim::Held { .. }) => break,
-            Ok(Claim::Granted(lease)) => panic!("{lease:?} of an account that is held"),
+        match probe.claim(who, vec![id.clone()]).await.as_deref() {
+            Ok([Claim::Held { .. }]) => break,
+            Ok(other) => panic!("{other:?} of an account that is held"),
             Err(_locked) => {
                 signal(&first, "-CONT");
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -345,8 +348,23 @@ async fn what_cannot_begin_is_status_2_and_one_sentence() {
         ),
         (
             &store,
-            &["link", "--store", "postgres://x"],
-            "is not of the form sqlite:PATH",
+            &["link", "--store", "mysql://x"],
+            "neither sqlite:PATH nor postgres://",
+        ),
+        (
+            &store,
+            &["link", "--store", "postgres://me:secret@127.0.0.1:1/x"],
+            "cannot open the database at 127.0.0.1:1/x: no database to write to",
+        ),
+        (
+            &store,
+            &["tail", "shop", "--key-file", "/nowhere/key"],
+            "cannot read the key file /nowhere/key",
+        ),
+        (
+            &store,
+            &["tail", "shop", "--key-command", "echo no key"],
+            "is not a key",
         ),
     ];
     for (store, arguments, sentence) in cases {
@@ -361,6 +379,7 @@ async fn what_cannot_begin_is_status_2_and_one_sentence() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
         assert!(said.contains(sentence), "{arguments:?}: {said}");
+        assert!(!said.contains("secret"), "{said}");
         assert_eq!(said.trim_end().lines().count(), 1, "{arguments:?}: {said}");
         assert_eq!(output.stdout, b"", "{arguments:?}");
     }

@@ -1,6 +1,7 @@
 //! The adapters one by one. Whole accounts over real sockets are tested in `gateway/tests`, where the simulated service
 //! is at hand.
 
-mod lease;
+mod commits;
 mod link;
+mod membership;
 mod tls;

@@ -1,6 +1,6 @@
 //! The HTTP interface: what a phone's owner does with the thumb, and what a harness wants to read.
 
-use super::Host;
+use super::Hub;
 use crate::service::Now;
 use crate::service::books::Summary;
 use crate::service::faults::Fault;
@@ -19,7 +19,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 pub(super) async fn serve(
-    host: Arc<Host>,
+    host: Arc<Hub>,
     listener: TcpListener,
     mut stopped: watch::Receiver<bool>,
 ) {
@@ -48,7 +48,7 @@ struct Scan {
     phone: Option<String>,
 }
 
-async fn scan(State(host): State<Arc<Host>>, body: Bytes) -> Answer {
+async fn scan(State(host): State<Arc<Hub>>, body: Bytes) -> Answer {
     let Scan { qr, phone } = parse(&body)?;
     let scanned = host
         .act(|service, now| service.scan(&qr, phone.as_deref(), now))
@@ -64,7 +64,7 @@ struct Send {
     text: String,
 }
 
-async fn send(State(host): State<Arc<Host>>, body: Bytes) -> Answer {
+async fn send(State(host): State<Arc<Hub>>, body: Bytes) -> Answer {
     let Send { phone, to, text } = parse(&body)?;
     let sent = host.act(|service, now| service.phone_send(&phone, &to, &text, now));
     json_answer(&json!({ "id": sent.map_err(Refusal::new)? }))
@@ -76,7 +76,7 @@ struct Add {
     name: Option<String>,
 }
 
-async fn add(State(host): State<Arc<Host>>, body: Bytes) -> Answer {
+async fn add(State(host): State<Arc<Hub>>, body: Bytes) -> Answer {
     let Add { phone, name } = parse(&body)?;
     let lid = host
         .act(|service, now| service.add_phone(&phone, name.as_deref(), now))
@@ -90,7 +90,7 @@ struct Unlink {
     device: u16,
 }
 
-async fn unlink(State(host): State<Arc<Host>>, body: Bytes) -> Answer {
+async fn unlink(State(host): State<Arc<Hub>>, body: Bytes) -> Answer {
     let Unlink { phone, device } = parse(&body)?;
     if host.act(|service, now| service.unlink(&phone, device, now)) {
         json_answer(&json!({}))
@@ -116,7 +116,7 @@ enum Heal {
     Heal,
 }
 
-async fn fault(State(host): State<Arc<Host>>, body: Bytes) -> Answer {
+async fn fault(State(host): State<Arc<Hub>>, body: Bytes) -> Answer {
     let order: Order = parse(&body)?;
     host.act(|service, now: Now| match order {
         Order::Fault(fault) => service.fault(fault, now),
@@ -133,7 +133,7 @@ struct Overview<'a> {
     faults: &'a BTreeMap<&'static str, u64>,
 }
 
-async fn books(State(host): State<Arc<Host>>, uri: Uri) -> Answer {
+async fn books(State(host): State<Arc<Hub>>, uri: Uri) -> Answer {
     let full = uri
         .query()
         .is_some_and(|query| query.split('&').any(|pair| pair == "full=1"));

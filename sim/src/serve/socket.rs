@@ -1,12 +1,14 @@
 //! One task per client connection.
 
-use super::{Host, Outgoing};
+use super::Hub;
+use super::hub::Outgoing;
 use crate::service::ConnId;
 use futures_util::{SinkExt as _, StreamExt as _};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Message;
@@ -21,7 +23,7 @@ const CLOSING: Duration = Duration::from_millis(500);
 
 /// Accepts until told to stop, then closes what is open.
 pub(super) async fn accept(
-    host: Arc<Host>,
+    host: Arc<Hub>,
     listener: TcpListener,
     mut stopped: watch::Receiver<bool>,
 ) {
@@ -33,6 +35,8 @@ pub(super) async fn accept(
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
                     tracing::debug!(%peer, "connection");
+                    // Frames are small and answered at once.
+                    let _ = stream.set_nodelay(true);
                     connections.spawn(connection(Arc::clone(&host), stream, stopped.clone()));
                 }
                 Err(error) => {
@@ -48,9 +52,12 @@ pub(super) async fn accept(
     while connections.join_next().await.is_some() {}
 }
 
-async fn connection(host: Arc<Host>, stream: TcpStream, stopped: watch::Receiver<bool>) {
-    // Frames are small and answered at once.
-    let _ = stream.set_nodelay(true);
+/// One connection from upgrade to end, over any byte stream.
+pub(crate) async fn connection<T: AsyncRead + AsyncWrite + Unpin>(
+    host: Arc<Hub>,
+    stream: T,
+    stopped: watch::Receiver<bool>,
+) {
     let upgrade = tokio::time::timeout(PATIENCE, accept_hdr_async(stream, only_the_chat));
     let websocket = match upgrade.await {
         Ok(Ok(websocket)) => websocket,
@@ -74,10 +81,10 @@ fn only_the_chat(request: &Request, response: Response) -> Result<Response, Erro
     Err(refusal)
 }
 
-async fn converse(
-    host: &Host,
+async fn converse<T: AsyncRead + AsyncWrite + Unpin>(
+    host: &Hub,
     conn: ConnId,
-    mut websocket: WebSocketStream<TcpStream>,
+    mut websocket: WebSocketStream<T>,
     mut outgoing: mpsc::UnboundedReceiver<Outgoing>,
     mut stopped: watch::Receiver<bool>,
 ) -> Result<(), tokio_tungstenite::tungstenite::Error> {
@@ -92,7 +99,7 @@ async fn converse(
                 }
             }
             message = websocket.next() => match message {
-                Some(Ok(Message::Binary(bytes))) => host.act(|service, now| service.receive(conn, &bytes, now)),
+                Some(Ok(Message::Binary(bytes))) => host.received(conn, &bytes),
                 // No client sends text, and pings are answered by the library.
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(error),
@@ -104,8 +111,8 @@ async fn converse(
 }
 
 /// Writes `next` and whatever else is ready, each frame as a message of its own. False when there was a close.
-async fn write_ready(
-    websocket: &mut WebSocketStream<TcpStream>,
+async fn write_ready<T: AsyncRead + AsyncWrite + Unpin>(
+    websocket: &mut WebSocketStream<T>,
     mut next: Option<Outgoing>,
     outgoing: &mut mpsc::UnboundedReceiver<Outgoing>,
 ) -> Result<bool, tokio_tungstenite::tungstenite::Error> {
@@ -125,8 +132,8 @@ async fn write_ready(
 }
 
 /// Says goodbye and waits a moment for the answer.
-async fn close(
-    mut websocket: WebSocketStream<TcpStream>,
+async fn close<T: AsyncRead + AsyncWrite + Unpin>(
+    mut websocket: WebSocketStream<T>,
 ) -> Result<(), tokio_tungstenite::tungstenite::Error> {
     websocket
         .close(Some(CloseFrame {

@@ -1,6 +1,6 @@
 //! The state directory: one file, replaced whole, so that a crash leaves the old one or the new one.
 
-use super::Host;
+use super::Hub;
 use crate::service::RestoreError;
 use std::fs;
 use std::io::{self, Write as _};
@@ -68,7 +68,7 @@ fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// Saves what changed, every now and then, until told to stop; the last save is the caller's.
 pub(super) async fn keep(
-    host: Arc<Host>,
+    host: Arc<Hub>,
     directory: Arc<Directory>,
     mut stopped: watch::Receiver<bool>,
 ) {

@@ -9,8 +9,8 @@ use baton_core::{
         ServiceConfig, Timing, mailbox_request,
     },
     state::{
-        AccountId, Batch, Claim, Epoch, EventSeq, Incarnation, Key, Micros, Outcome, Renewal, Row,
-        Scan, Seq, Store,
+        AccountId, Batch, Beat, Beaten, Claim, Epoch, EventSeq, HostInfo, Incarnation, Key, Micros,
+        Outcome, Row, Scan, Seal, Seq, Store, StoreError,
     },
 };
 use bytes::Bytes;
@@ -21,8 +21,14 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-/// How long a claim holds in these worlds.
+/// How long a host's lease holds in these worlds.
 const LEASE: Micros = Micros::from_secs(6);
+
+/// Between two looks of the host that watches.
+const WATCH: Micros = Micros::from_secs(1);
+
+/// Whose only work it is to notice that others have died.
+const WATCHER: Incarnation = Incarnation(u64::MAX);
 
 /// The value of a future that never waits.
 ///
@@ -52,6 +58,7 @@ pub(crate) enum ToEngine {
         upto: Seq,
     },
     Fenced(Epoch),
+    Unsealed(Seal),
     Refused(String),
     Granted(Grant),
     Command(Command),
@@ -66,9 +73,10 @@ pub struct Account {
     pub phone: String,
     /// The engine of its present life.
     pub(crate) engine: Option<Engine>,
-    /// Counts processes.
+    /// Counts engines.
     pub(crate) life: u64,
-    epoch: Epoch,
+    /// Counts processes: each is a host of its own, which engines that stop by themselves leave behind.
+    pub(crate) process: u64,
     pub(crate) conn: Option<ConnId>,
     pub(crate) wake: Option<Micros>,
     committing: bool,
@@ -108,6 +116,7 @@ pub(crate) enum Recorded {
     Scanned(LoadId, Vec<(Key, Row)>),
     Committed { epoch: Epoch, upto: Seq },
     Fenced(Epoch),
+    Unsealed(Seal),
     Refused(String),
     Granted(Grant),
     Command(CommandId, Command),
@@ -127,6 +136,7 @@ impl Recorded {
             Self::Scanned(id, rows) => Input::Scanned(id, rows),
             Self::Committed { epoch, upto } => Input::Committed { epoch, upto },
             Self::Fenced(by) => Input::Fenced { by },
+            Self::Unsealed(history) => Input::Unsealed { history },
             Self::Refused(why) => Input::StoreRefused(why),
             Self::Granted(grant) => Input::Granted(grant),
             Self::Command(id, command) => Input::Command(id, command),
@@ -141,7 +151,7 @@ impl Account {
             phone,
             engine: None,
             life: 0,
-            epoch: Epoch(0),
+            process: 0,
             conn: None,
             wake: None,
             committing: false,
@@ -227,6 +237,14 @@ impl Account {
     }
 }
 
+const fn beat() -> Beat {
+    Beat {
+        draining: false,
+        accounts: 1,
+        ttl: LEASE,
+    }
+}
+
 fn drain(engine: &mut Engine, wire: &mut Vec<u8>, outputs: &mut Vec<String>) {
     loop {
         wire.clear();
@@ -291,32 +309,29 @@ impl World {
             return;
         }
         let id = self.accounts[account].id.clone();
-        let who =
-            Incarnation((u64::try_from(account).unwrap_or(0) << 32) + self.accounts[account].life);
-        let lease = match ready(self.store.claim(&id, who, LEASE)) {
-            Ok(Claim::Granted(lease)) => lease,
-            Ok(Claim::Held { remaining, .. }) => {
-                // A polite claimant waits for the lease to run out.
-                self.later(remaining.plus(Micros(1)), Happening::Start { account });
+        let who = self.join(account);
+        let claims = ready(self.store.claim(who, vec![id.clone()]));
+        let lease = match claims.as_deref() {
+            Ok([Claim::Granted(lease)]) => *lease,
+            Ok([Claim::Held { .. }]) => {
+                // A polite claimant waits until the holder's lease has run out and somebody has noticed.
+                self.later(WATCH, Happening::Start { account });
                 return;
             }
-            Err(error) => {
-                self.accounts[account]
-                    .complaints
-                    .push(format!("claim: {error}"));
+            other => {
+                let complaint = format!("claim: {other:?}");
+                self.accounts[account].complaints.push(complaint);
                 return;
             }
         };
         let grant = Grant {
-            epoch: lease.epoch,
-            applied: lease.applied,
-            until: self.now.plus(lease.ttl),
+            lease,
+            until: self.now.plus(LEASE),
         };
         let seed = self.rng.bytes();
         let now = self.now();
         let engine = Engine::new(id, self.config(), grant, seed, now);
         let this = &mut self.accounts[account];
-        this.epoch = lease.epoch;
         this.engine = Some(engine);
         this.birth = Some((grant, seed, now));
         this.recording.clear();
@@ -325,7 +340,7 @@ impl World {
         self.note(&[
             b"start",
             &account.to_le_bytes(),
-            &lease.epoch.0.to_le_bytes(),
+            &lease.term.epoch.0.to_le_bytes(),
         ]);
         self.later(Micros(LEASE.0 / 3), Happening::Renew { account, life });
         self.drain(account);
@@ -340,30 +355,61 @@ impl World {
         );
     }
 
+    fn incarnation(&self, account: usize) -> Incarnation {
+        let process = self.accounts[account].process;
+        Incarnation((u64::try_from(account).unwrap_or(0) << 32) + process)
+    }
+
+    /// The process joins the roster, if it is not in it; as another one, if it was declared dead.
+    fn join(&mut self, account: usize) -> Incarnation {
+        loop {
+            let who = self.incarnation(account);
+            let info = HostInfo::named(&format!("account-{account}"));
+            match ready(self.store.join(who, info, LEASE)) {
+                Ok(_) => return who,
+                Err(StoreError::NotMember) => self.accounts[account].process += 1,
+                Err(error) => panic!("a reference store refuses a host: {error}"),
+            }
+        }
+    }
+
+    /// The watching host's renewal, in which it declares dead whose lease has run out.
+    pub(crate) fn watch(&mut self) {
+        // Joined anew each time: the database may have forgotten it.
+        let joined = ready(self.store.join(WATCHER, HostInfo::named("watcher"), LEASE));
+        debug_assert!(joined.is_ok(), "{joined:?}");
+        let _ = ready(self.store.beat(WATCHER, beat()));
+        self.later(WATCH, Happening::Watch);
+    }
+
     pub(crate) fn renew(&mut self, account: usize, life: u64) {
         let this = &self.accounts[account];
         if this.life != life || this.engine.is_none() {
             return;
         }
-        let who = Incarnation((u64::try_from(account).unwrap_or(0) << 32) + this.life);
-        let (id, epoch) = (this.id.clone(), this.epoch);
-        let answer = ready(self.store.renew(who, vec![(id, epoch)], LEASE));
-        if let Ok([Renewal::Renewed]) = answer.as_deref() {
-            let grant = Grant {
-                epoch,
-                applied: Seq(0),
-                until: self.now.plus(LEASE),
-            };
-            let delay = self.draw(self.options.store);
-            self.later(
-                delay,
-                Happening::Engine {
-                    account,
-                    life,
-                    input: ToEngine::Granted(grant),
-                },
-            );
-        }
+        let Some((mut grant, ..)) = this.birth else {
+            return;
+        };
+        let who = self.incarnation(account);
+        let input = match ready(self.store.beat(who, beat())) {
+            Ok(Beaten::Renewed(view)) if view.history == grant.lease.term.history => {
+                grant.until = self.now.plus(LEASE);
+                ToEngine::Granted(grant)
+            }
+            Ok(Beaten::Renewed(view)) => ToEngine::Unsealed(view.history),
+            // It holds nothing; the account may be somebody else's.
+            Ok(Beaten::Dead) => ToEngine::Fenced(grant.lease.term.epoch),
+            Err(error) => ToEngine::Refused(error.to_string()),
+        };
+        let delay = self.draw(self.options.store);
+        self.later(
+            delay,
+            Happening::Engine {
+                account,
+                life,
+                input,
+            },
+        );
         self.later(Micros(LEASE.0 / 3), Happening::Renew { account, life });
     }
 
@@ -409,6 +455,7 @@ impl World {
                 Recorded::Committed { epoch, upto }
             }
             ToEngine::Fenced(by) => Recorded::Fenced(by),
+            ToEngine::Unsealed(history) => Recorded::Unsealed(history),
             ToEngine::Refused(why) => Recorded::Refused(why),
             ToEngine::Granted(grant) => Recorded::Granted(grant),
             ToEngine::Command(command) => {
@@ -519,10 +566,16 @@ impl World {
                     break;
                 }
                 Output::Stopped(reason) => {
+                    // What comes after is for people to decide, unless it is plain that the account has to go on.
+                    let again = reason.is_retryable() || matches!(reason, StopReason::Fenced(_));
                     this.stops.push(reason);
                     let conn = this.kill();
                     if let Some(conn) = conn {
                         self.hang_up(conn);
+                    }
+                    if again {
+                        let pause = self.draw((1_000, 300_000));
+                        self.later(pause, Happening::Start { account });
                     }
                     return;
                 }
@@ -553,13 +606,18 @@ impl World {
     /// A commit reaches the store; the answer needs a while to get back.
     pub(crate) fn commit(&mut self, account: usize, life: u64, batches: Vec<Batch>) {
         let Some(last) = batches.last() else { return };
-        let (epoch, upto) = (last.epoch, last.seq);
-        let answer = match ready(self.store.commit(batches)) {
+        let (epoch, upto) = (last.term.epoch, last.seq);
+        let answer = match ready(self.store.commit(batches.clone())) {
             Ok(outcomes) => outcomes
                 .into_iter()
-                .find_map(|outcome| match outcome {
-                    Outcome::Committed => None,
+                .zip(&batches)
+                .find_map(|(outcome, batch)| match outcome {
+                    Outcome::Committed => {
+                        self.enter(account, batch);
+                        None
+                    }
                     Outcome::Fenced { by } => Some(ToEngine::Fenced(by)),
+                    Outcome::Unsealed { history } => Some(ToEngine::Unsealed(history)),
                     Outcome::Rejected(why) => Some(ToEngine::Refused(why)),
                 })
                 .unwrap_or(ToEngine::Committed { epoch, upto }),
@@ -581,10 +639,11 @@ impl World {
         let row = mailbox_request(&request, self.now.0);
         let at = self.now().unix;
         let account_id = self.accounts[account].id.clone();
-        if let Err(error) = ready(self.store.enqueue(&account_id, id, row, at)) {
-            self.accounts[account]
+        match ready(self.store.enqueue(&account_id, id.clone(), row, at)) {
+            Ok(_) => self.ledger.requested(account, &id),
+            Err(error) => self.accounts[account]
                 .complaints
-                .push(format!("enqueue: {error}"));
+                .push(format!("enqueue: {error}")),
         }
     }
 
@@ -593,12 +652,18 @@ impl World {
         self.note(&[b"event", &account.to_le_bytes(), &seq.0.to_le_bytes()]);
         let draw = self.rng.below(4);
         let this = &mut self.accounts[account];
+        // Before a gap the last event has to be exactly the one that the gap says is the last; a consumer that has seen
+        // more, in what was lost, has seen that too.
+        let gap = match &event {
+            Event::HistoryLost { after, .. } => Some(*after),
+            _ => None,
+        };
         if let Some(last) = this.last_shown {
-            if seq != last.next() {
+            if seq != last.next() && gap != Some(last) {
                 this.complaints
                     .push(format!("event {} was shown after {}", seq.0, last.0));
             }
-        } else if seq > this.acknowledged.next() {
+        } else if seq > this.acknowledged.next() && gap.is_none_or(|gap| gap > this.acknowledged) {
             this.complaints.push(format!(
                 "event {} was shown first; acknowledged up to {}",
                 seq.0, this.acknowledged.0
@@ -616,7 +681,7 @@ impl World {
         }
         if draw == 0 {
             // Durable at the consumer: only from here on may it be forgotten. A crash before this shows it again.
-            this.acknowledged = seq;
+            this.acknowledged = this.acknowledged.max(seq);
             let life = this.life;
             let input = ToEngine::Command(Command::Acknowledge(seq));
             self.later(

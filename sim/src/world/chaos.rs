@@ -74,6 +74,7 @@ pub fn prepare(seed: u64) -> (World, Plan) {
         };
         plan.steps.push((rng.below(9 * SECOND), step));
     }
+    plan.steps.extend(losses(&mut rng.fork("losses")));
     for (at, step) in &plan.steps {
         world.plan(*at, step.clone());
     }
@@ -84,6 +85,29 @@ pub fn prepare(seed: u64) -> (World, Plan) {
         world.plan(13 * SECOND, Step::Cut { account });
     }
     (world, plan)
+}
+
+/// In one world of four the database loses commits, once or a few times: to a standby that is up to three seconds behind,
+/// sometimes to the same one again, so that what was done about the first loss is lost too, and sometimes to a backup.
+fn losses(rng: &mut Rng) -> Vec<(u64, Step)> {
+    let mut steps = Vec::new();
+    if rng.below(4) > 0 {
+        return steps;
+    }
+    for _ in 0..1 + rng.below(3) {
+        let at = rng.below(8 * SECOND);
+        steps.push((at, Step::Copy));
+        let mut at = at + rng.below(3 * SECOND);
+        for _ in 0..1 + rng.below(3) / 2 {
+            let step = match rng.below(6) {
+                0 => Step::Restore,
+                _ => Step::FailOver,
+            };
+            steps.push((at, step));
+            at += rng.below(2 * SECOND);
+        }
+    }
+    steps
 }
 
 /// What a seed has in store, as data.
@@ -98,12 +122,15 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// A ciphertext that is damaged or lost on the way comes later, and what was sent after it does not wait for it.
+    /// A ciphertext that is damaged or lost on the way comes later, and what was sent after it does not wait for it; so
+    /// does one that a session which went back in time cannot read.
     fn keeps_order(&self) -> bool {
         !self.steps.iter().any(|(_, step)| {
             matches!(
                 step,
                 Step::Fault(Fault::Corrupt { .. } | Fault::Drop { .. })
+                    | Step::FailOver
+                    | Step::Restore
             )
         })
     }

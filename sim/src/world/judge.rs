@@ -1,6 +1,7 @@
 //! What must hold at the end, from the books of service and consumers.
 
-use super::World;
+use super::{World, losses::Ledger};
+use crate::service::books::Books;
 use baton_core::{flow::Event, state::EventSeq};
 use std::collections::BTreeMap;
 
@@ -13,7 +14,10 @@ pub struct Verdict {
     pub received: usize,
     /// Asked, and never seen by the recipient's consumer.
     pub lost: usize,
-    /// Seen under two event numbers.
+    /// As [`lost`](Self::lost), but the database had lost the request, or the event, when the service had been told that
+    /// all was well.
+    pub forgiven: usize,
+    /// Seen under two event numbers, of which neither was lost.
     pub duplicated: usize,
     /// Seen before something that was asked earlier by the same sender for the same recipient.
     pub reordered: usize,
@@ -32,24 +36,66 @@ impl Verdict {
     }
 }
 
+/// What a verdict is found by, in worlds of either tier.
+#[derive(Debug)]
+pub(crate) struct Evidence<'a> {
+    /// Every account's consumer.
+    pub(crate) accounts: Vec<Witness<'a>>,
+    /// What was asked to be sent: from, to (an account), id, text; in the order of asking per pair.
+    pub(crate) asked: Vec<(usize, usize, &'a str, &'a str)>,
+    /// The service's books.
+    pub(crate) books: &'a Books,
+    /// What the database has lost.
+    pub(crate) ledger: &'a Ledger,
+}
+
+/// One account's consumer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Witness<'a> {
+    pub(crate) phone: &'a str,
+    /// Every event it was ever shown, by number.
+    pub(crate) events: &'a BTreeMap<EventSeq, Event>,
+    /// What it found wrong itself.
+    pub(crate) complaints: &'a [String],
+}
+
 /// Compares the books. Call it when the world has come to rest.
 #[must_use]
 pub fn judge(world: &World) -> Verdict {
+    weigh(&Evidence {
+        accounts: (world.accounts.iter())
+            .map(|account| Witness {
+                phone: &account.phone,
+                events: &account.events,
+                complaints: &account.complaints,
+            })
+            .collect(),
+        asked: (world.asked.iter())
+            .map(|(from, to, id, text)| (*from, *to, id.as_str(), text.as_str()))
+            .collect(),
+        books: world.service.books(),
+        ledger: &world.ledger,
+    })
+}
+
+/// The part of judging that does not depend on how a world works.
+pub(crate) fn weigh(world: &Evidence<'_>) -> Verdict {
     let mut verdict = Verdict {
         asked: world.asked.len(),
         ..Verdict::default()
     };
     // Per recipient: message id → event numbers.
     let mut seen: Vec<BTreeMap<&str, Vec<EventSeq>>> = Vec::new();
-    for account in &world.accounts {
+    for (index, account) in world.accounts.iter().enumerate() {
+        let was_lost = |seq: &EventSeq| world.ledger.lost_event(index, *seq);
         let mut ids: BTreeMap<&str, Vec<EventSeq>> = BTreeMap::new();
         let mut sent: BTreeMap<&str, usize> = BTreeMap::new();
-        for (seq, event) in &account.events {
+        for (seq, event) in account.events {
             match event {
                 Event::Message(message) if !message.from_me => {
                     ids.entry(&message.id).or_default().push(*seq)
                 }
-                Event::Sent { id, .. } => *sent.entry(id).or_default() += 1,
+                Event::Sent { id, .. } if !was_lost(seq) => *sent.entry(id).or_default() += 1,
                 Event::Failed { id, code, .. } => verdict
                     .complaints
                     .push(format!("{id} failed with code {code}")),
@@ -64,8 +110,10 @@ pub fn judge(world: &World) -> Verdict {
                 .complaints
                 .push(format!("{id} was reported as sent {times} times"));
         }
-        let numbers: Vec<u64> = account.events.keys().map(|seq| seq.0).collect();
-        if numbers.windows(2).any(|pair| pair[1] != pair[0] + 1) {
+        let events: Vec<_> = account.events.iter().collect();
+        let follows =
+            |pair: &[(&EventSeq, &Event)]| World::follows(*pair[0].0, *pair[1].0, pair[1].1);
+        if !events.windows(2).all(follows) {
             verdict
                 .complaints
                 .push(format!("{} has a gap in its events", account.phone));
@@ -80,9 +128,23 @@ pub fn judge(world: &World) -> Verdict {
     }
     let mut last: BTreeMap<(usize, usize), EventSeq> = BTreeMap::new();
     for (from, to, id, text) in &world.asked {
-        let numbers = seen[*to].get(id.as_str()).cloned().unwrap_or_default();
+        let mut numbers = seen[*to].get(*id).cloned().unwrap_or_default();
+        // Of what was lost only the first counts, if there is nothing else: the consumer did see it.
+        if numbers.len() > 1 {
+            let lost = |seq: &EventSeq| world.ledger.lost_event(*to, *seq);
+            let first = numbers.iter().position(|seq| !lost(seq)).unwrap_or(0);
+            let first = numbers[first];
+            numbers.retain(|seq| *seq == first || !lost(seq));
+        }
+        let forgiven = world.ledger.lost_request(*from, id) || world.ledger.lost_message(*to, id);
         match numbers.as_slice() {
-            [] => verdict.lost += 1,
+            [] if forgiven => verdict.forgiven += 1,
+            [] => {
+                verdict.lost += 1;
+                verdict
+                    .complaints
+                    .push(format!("{id} from {from} to {to} was lost"));
+            }
             [one] => {
                 verdict.received += 1;
                 let before = last.entry((*from, *to)).or_default();
@@ -91,7 +153,7 @@ pub fn judge(world: &World) -> Verdict {
                 }
                 *before = (*before).max(*one);
                 let event = &world.accounts[*to].events[one];
-                if !matches!(event, Event::Message(message) if message.text.as_ref() == Some(text))
+                if !matches!(event, Event::Message(message) if message.text.as_deref() == Some(*text))
                 {
                     verdict
                         .complaints
@@ -104,7 +166,7 @@ pub fn judge(world: &World) -> Verdict {
             }
         }
     }
-    let books = world.service.books();
+    let books = world.books;
     verdict.violations = books.violations().len();
     verdict.complaints.extend(
         books

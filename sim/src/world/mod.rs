@@ -10,9 +10,12 @@
 mod account;
 pub mod chaos;
 mod judge;
+mod losses;
 
 pub use account::Account;
+pub(crate) use judge::{Evidence, Witness, weigh};
 pub use judge::{Verdict, judge};
+pub(crate) use losses::Ledger as Losses;
 
 use crate::service::{self, ConnId, Service};
 use account::ToEngine;
@@ -86,6 +89,8 @@ pub(crate) enum Happening {
     Start { account: usize },
     /// The renewal of a lease.
     Renew { account: usize, life: u64 },
+    /// The host that only watches over the others renews its own.
+    Watch,
     /// Something planned.
     Plan(Step),
 }
@@ -112,6 +117,12 @@ pub enum Step {
     Heal,
     /// Store calls of this account take this much longer, from now on.
     Slow { account: usize, by: u64 },
+    /// The standby, or the backup, is now as far as the database.
+    Copy,
+    /// The database fails over to the last copy: everything since is lost, and a new timeline begins.
+    FailOver,
+    /// The last copy is restored: everything since is lost, and a new generation begins.
+    Restore,
 }
 
 /// See the module documentation.
@@ -133,6 +144,7 @@ pub struct World {
     arrivals: BTreeMap<(ConnId, bool), Micros>,
     /// What was asked to be sent: (from, id) → (to, text), in the order of asking per pair.
     pub(crate) asked: Vec<(usize, usize, String, String)>,
+    pub(crate) ledger: losses::Ledger,
     trace: [u8; 32],
     ids: Rng,
 }
@@ -176,6 +188,7 @@ impl World {
             conns: BTreeMap::new(),
             arrivals: BTreeMap::new(),
             asked: Vec::new(),
+            ledger: losses::Ledger::new(),
             trace: [0; 32],
             options,
         };
@@ -185,6 +198,7 @@ impl World {
             world.accounts.push(Account::new(id, phone));
             world.later(Micros(0), Happening::Start { account: index });
         }
+        world.later(Micros(0), Happening::Watch);
         world
     }
 
@@ -219,6 +233,12 @@ impl World {
     #[must_use]
     pub fn store(&self) -> &MemoryStore {
         &self.store
+    }
+
+    /// What the database has lost so far.
+    #[must_use]
+    pub fn ledger(&self) -> &losses::Ledger {
+        &self.ledger
     }
 
     /// Lets somebody rewrite what the service says, from now on.
@@ -364,6 +384,7 @@ impl World {
             } => self.commit(account, life, batches),
             Happening::Start { account } => self.start(account),
             Happening::Renew { account, life } => self.renew(account, life),
+            Happening::Watch => self.watch(),
             Happening::Plan(step) => self.step(step),
         }
     }
@@ -423,6 +444,9 @@ impl World {
             Step::Link { account } => self.command(account, Command::Link),
             Step::Heal => self.service.heal(),
             Step::Slow { account, by } => self.accounts[account].slow = by,
+            Step::Copy => self.copy(),
+            Step::FailOver => self.fail_over(),
+            Step::Restore => self.restore(),
         }
     }
 
@@ -442,6 +466,7 @@ impl World {
     /// Kills the process that owns an account, wherever it is, and lets another one take it over after a pause.
     pub fn crash(&mut self, account: usize, pause: u64) {
         self.note(&[b"crash", &account.to_le_bytes()]);
+        self.accounts[account].process += 1;
         if let Some(conn) = self.accounts[account].kill() {
             self.hang_up(conn);
         }

@@ -7,7 +7,7 @@ use baton_core::engine::{Grant, Input, StopReason};
 use baton_core::flow::{Command, Content, Event, Reply, SendRequest};
 use baton_core::jid::Jid;
 use baton_core::proto::record;
-use baton_core::state::{Epoch, EventSeq, Key, Micros, Row, Seq, UnixMillis, codec};
+use baton_core::state::{Epoch, EventSeq, Key, Micros, Row, UnixMillis, codec};
 use baton_core::wire::node::Node;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -56,7 +56,7 @@ fn nothing_is_visible_before_it_is_durable() {
 
     // A commit under another epoch is somebody else's.
     let last = rig.held.back().map(|batch| batch.seq).expect("held");
-    let epoch = rig.grant.epoch;
+    let epoch = rig.grant.lease.term.epoch;
     for other in [epoch.0 - 1, epoch.0 + 1] {
         rig.give(Input::Committed {
             epoch: Epoch(other),
@@ -173,7 +173,9 @@ proptest! {
             prop_assert!(said.is_silent(), "{:?}", said);
         }
         // A grant of somebody else is no grant.
-        rig.give(Input::Granted(Grant { epoch: Epoch(rig.grant.epoch.0 + 1), applied: Seq(0), until: until.plus(Micros(SECOND)) }));
+        let mut lease = rig.grant.lease;
+        lease.term.epoch.0 += 1;
+        rig.give(Input::Granted(Grant { lease, until: until.plus(Micros(SECOND)) }));
         rig.now.mono = until;
         rig.give(Input::Tick);
         prop_assert_eq!(&rig.stopped, &Some(StopReason::LeaseExpired));

@@ -12,8 +12,8 @@ use baton_core::{
     proto::{e2e, record},
     signal::{self, Bundle, CiphertextKind, LocalIdentity, SessionRecord},
     state::{
-        AccountId, Batch, Claim, Epoch, EventSeq, Incarnation, Key, Micros, Outcome, Record, Row,
-        Scan, Seq, Store, UnixMillis, codec, memory::MemoryStore,
+        AccountId, Batch, Claim, Epoch, EventSeq, HostInfo, Incarnation, Key, Lease, Micros,
+        Outcome, Record, Row, Scan, Seal, Seq, Store, UnixMillis, codec, memory::MemoryStore,
     },
     wire::{
         frame::{self, FrameReader, HeaderReader},
@@ -53,10 +53,23 @@ fn linked() -> &'static (MemoryStore, AccountId) {
     })
 }
 
-/// A store of its own with the linked account in it, whose leases have run out.
+/// A store of its own with the linked account in it, whose hosts are gone.
 pub(crate) fn store() -> (MemoryStore, AccountId) {
     let (store, account) = linked();
-    (store.copy(|| Micros(1_000_000 * SECOND)), account.clone())
+    let store = store.copy(|| Micros(1_000_000 * SECOND));
+    for host in ready(store.hosts()).expect("hosts") {
+        ready(store.leave(host.who)).expect("left");
+    }
+    (store, account.clone())
+}
+
+/// The account, for a host that has just joined.
+fn claim(store: &MemoryStore, account: &AccountId, who: Incarnation, ttl: Micros) -> Lease {
+    ready(store.join(who, HostInfo::named("rig"), ttl)).expect("a slot");
+    match ready(store.claim(who, vec![account.clone()])).as_deref() {
+        Ok([Claim::Granted(lease)]) => *lease,
+        other => panic!("the account is free: {other:?}"),
+    }
 }
 
 /// Everything the engine has said since it was looked at last.
@@ -131,6 +144,7 @@ enum Given {
     Scanned(LoadId, Vec<(Key, Row)>),
     Committed(Epoch, Seq),
     Fenced(Epoch),
+    Unsealed(Seal),
     Refused(String),
 }
 
@@ -168,16 +182,13 @@ impl Rig {
         );
         let who = Incarnation(rng.next_u64());
         let ttl = Micros::from_secs(3600);
-        let Ok(Claim::Granted(lease)) = ready(store.claim(&account, who, ttl)) else {
-            panic!("the account is free");
-        };
+        let lease = claim(&store, &account, who, ttl);
         let now = Now {
             mono: Micros(SECOND),
             unix: UnixMillis(BEGINNING),
         };
         let grant = Grant {
-            epoch: lease.epoch,
-            applied: lease.applied,
+            lease,
             until: now.mono.plus(ttl),
         };
         let mut config = Config {
@@ -270,6 +281,7 @@ impl Rig {
                     upto: *upto,
                 },
                 Given::Fenced(by) => Input::Fenced { by: *by },
+                Given::Unsealed(history) => Input::Unsealed { history: *history },
                 Given::Refused(why) => Input::StoreRefused(why.clone()),
             };
             self.engine.handle(input, self.now);
@@ -345,7 +357,7 @@ impl Rig {
             let Some(batch) = self.held.pop_front() else {
                 return;
             };
-            let (epoch, upto) = (batch.epoch, batch.seq);
+            let (epoch, upto) = (batch.term.epoch, batch.seq);
             assert_eq!(
                 ready(self.store.commit(vec![batch])),
                 Ok(vec![Outcome::Committed])
@@ -368,11 +380,12 @@ impl Rig {
                         self.held.push_back(batch);
                         continue;
                     }
-                    let (epoch, upto) = (batch.epoch, batch.seq);
+                    let (epoch, upto) = (batch.term.epoch, batch.seq);
                     let outcome = ready(self.store.commit(vec![batch])).expect("it is there");
                     self.inputs.push_back(match outcome.into_iter().next() {
                         Some(Outcome::Committed) => Given::Committed(epoch, upto),
                         Some(Outcome::Fenced { by }) => Given::Fenced(by),
+                        Some(Outcome::Unsealed { history }) => Given::Unsealed(history),
                         other => Given::Refused(format!("{other:?}")),
                     });
                 }
@@ -583,14 +596,16 @@ impl Rig {
 
     /// Writes a row behind the engine's back: it must not be running yet.
     pub(crate) fn write(store: &MemoryStore, account: &AccountId, key: Key, row: Record) {
-        let who = Incarnation(77);
-        let Ok(Claim::Granted(lease)) = ready(store.claim(account, who, Micros(1))) else {
-            panic!("the account is free");
-        };
+        // A life of its own: who has left never comes back.
+        let lives = ready(store.hosts()).expect("hosts");
+        let last = lives.iter().map(|host| host.who.0).max();
+        let who = Incarnation(last.unwrap_or(76).wrapping_add(1));
+        let lease = claim(store, account, who, Micros(1));
         let batch = Batch {
             account: account.clone(),
-            epoch: lease.epoch,
+            term: lease.term,
             seq: lease.applied.next(),
+            reseal: false,
             at: UnixMillis(BEGINNING),
             rows: [(key, Some(row))].into(),
         };
@@ -598,7 +613,7 @@ impl Rig {
             ready(store.commit(vec![batch])),
             Ok(vec![Outcome::Committed])
         );
-        ready(store.release(account, who, lease.epoch)).expect("released");
+        ready(store.leave(who)).expect("left");
     }
 
     // ---- peers ------------------------------------------------------------------------------------------------

@@ -112,6 +112,10 @@ pub(crate) fn some_row(n: u8) -> Row {
         next_order: Some(n),
         next_pre_key: Some(n as u32),
         first_unconfirmed_pre_key: Some(0),
+        burn: Some(n as u32),
+        next_signed_pre_key: Some(n as u32),
+        pre_keys_due: Some(n.is_multiple_of(2)),
+        origin: None,
     };
     match n % 8 {
         0 => Row::Absent,
@@ -133,7 +137,16 @@ pub(crate) fn some_row(n: u8) -> Row {
 }
 
 pub(crate) fn stumble(rig: &mut Rig, slip: Slip, n: usize) {
-    let epoch_of = |rig: &Rig, by: i8| Epoch(rig.grant.epoch.0.saturating_add_signed(by.into()));
+    let epoch_of = |rig: &Rig, by: i8| {
+        Epoch(
+            rig.grant
+                .lease
+                .term
+                .epoch
+                .0
+                .saturating_add_signed(by.into()),
+        )
+    };
     match slip {
         Slip::Tick(micros) => {
             rig.now.mono.0 += micros;
@@ -180,9 +193,11 @@ pub(crate) fn stumble(rig: &mut Rig, slip: Slip, n: usize) {
         }
         Slip::Fenced(by) => rig.give(Input::Fenced { by: Epoch(by) }),
         Slip::Grant { epoch, until } => {
+            let mut lease = rig.grant.lease;
+            lease.term.epoch = epoch_of(rig, epoch);
+            lease.applied = Seq(u64::MAX);
             let grant = Grant {
-                epoch: epoch_of(rig, epoch),
-                applied: Seq(u64::MAX),
+                lease,
                 until: Micros(rig.now.mono.0.saturating_add_signed(until)),
             };
             rig.give(Input::Granted(grant));
@@ -236,7 +251,7 @@ pub(crate) fn stumble(rig: &mut Rig, slip: Slip, n: usize) {
         }
         Slip::Commit => {
             if let Some(batch) = rig.held.pop_front() {
-                let (epoch, upto) = (batch.epoch, batch.seq);
+                let (epoch, upto) = (batch.term.epoch, batch.seq);
                 // A store can refuse what was built on lies.
                 let _ = ready(rig.store.commit(vec![batch]));
                 rig.give(Input::Committed { epoch, upto });

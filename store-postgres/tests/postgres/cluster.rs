@@ -54,6 +54,26 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// `None`, said loudly once, if PostgreSQL is not installed.
     pub(crate) fn start(settings: &[&str]) -> Option<Self> {
+        let cluster = Self::prepare(settings)?;
+        cluster.initdb();
+        cluster.run_server();
+        Some(cluster)
+    }
+
+    /// A standby that follows `self` over its socket, as `standby` to the primary.
+    pub(crate) fn standby(&self) -> Self {
+        let standby = Self::prepare(&[]).unwrap();
+        run(unprivileged(self.binaries.join("pg_basebackup"))
+            .args(["-R", "-c", "fast", "-U", "postgres", "-h"])
+            .arg(&self.directory)
+            .arg("-D")
+            .arg(standby.data()));
+        standby.run_server();
+        standby
+    }
+
+    /// A directory, and whoever cleans it up.
+    fn prepare(settings: &[&str]) -> Option<Self> {
         let Some(binaries) = binaries() else {
             skipped("PostgreSQL");
             return None;
@@ -80,17 +100,14 @@ impl Cluster {
             .process_group(0)
             .spawn()
             .unwrap();
-        let cluster = Self {
+        Some(Self {
             binaries,
             directory,
             settings: settings.iter().map(|&setting| setting.to_owned()).collect(),
             databases: AtomicU32::new(0),
             server: Mutex::new(None),
             _watchdog: watchdog,
-        };
-        cluster.initdb();
-        cluster.run_server();
-        Some(cluster)
+        })
     }
 
     /// The locale sorts text as people do and not by bytes, so that whatever forgets to say how it compares is noticed.
@@ -169,7 +186,8 @@ impl Cluster {
                 pids.push(entry.file_name().into_string().unwrap());
             }
         }
-        run(Command::new("kill").arg("-9").args(&pids));
+        // Some of them may have ended since they were listed, which `kill` complains about; `bury` waits for the end.
+        let _ = Command::new("kill").arg("-9").args(&pids).output();
         self.bury();
     }
 
@@ -201,6 +219,16 @@ impl Cluster {
     fn postmaster(&self) -> String {
         let file = fs::read_to_string(self.data().join("postmaster.pid")).unwrap();
         file.lines().next().unwrap().to_owned()
+    }
+
+    /// What the server has said so far.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.directory.join("server.log")).unwrap()
+    }
+
+    /// The directory as a host in a URL.
+    pub(crate) fn host(&self) -> String {
+        self.directory.to_str().unwrap().replace('/', "%2F")
     }
 
     /// As the superuser.
@@ -314,11 +342,13 @@ impl Db {
     }
 }
 
-/// Few connections: many tests run at once.
+/// Few connections: many tests run at once. Without presence: the suite opens handles for a single call, and a handle
+/// that is dropped is a process that has ended.
 pub(crate) fn options() -> Options {
     Options {
         connections: 4,
         lanes: 2,
+        presence: false,
         ..Options::default()
     }
 }

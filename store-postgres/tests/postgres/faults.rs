@@ -2,10 +2,10 @@
 
 use crate::{
     cluster::{Cluster, Db, RUNTIME, options},
-    rows::{HOUR, Owner, record},
+    rows::{Owner, beat, claim, join_for, record},
 };
 use baton_core::state::{
-    AccountId, Batch, Epoch, Incarnation, Micros, Outcome, Row, Store, StoreError,
+    AccountId, Batch, Beaten, Claim, Epoch, Micros, Outcome, Row, Store, StoreError,
     conformance::{Harness as _, block_on},
 };
 use baton_store_postgres::{OpenError, Options, PgStore, SCHEMA_VERSION};
@@ -16,14 +16,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-fn open_error(url: &str, options: Options) -> OpenError {
+pub(crate) fn open_error(url: &str, options: Options) -> OpenError {
     RUNTIME
         .block_on(PgStore::connect(url, options))
         .expect_err("must not open")
 }
 
 /// Short waits, for tests that wait them out.
-fn impatient() -> Options {
+pub(crate) fn impatient() -> Options {
     Options {
         connect: Duration::from_secs(1),
         lock: Duration::from_millis(500),
@@ -198,7 +198,7 @@ fn a_server_that_does_not_answer_is_given_up() {
         matches!(answer, Err(StoreError::Unavailable(_))),
         "{answer:?}"
     );
-    let answer = block_on(store.claim(&owner.id, Incarnation(2), HOUR));
+    let answer = block_on(store.claim(owner.who(), vec![owner.id.clone()]));
     assert!(
         matches!(answer, Err(StoreError::Unavailable(_))),
         "{answer:?}"
@@ -214,7 +214,7 @@ fn a_server_that_does_not_answer_is_given_up() {
 }
 
 /// An account under load: what it has been told is committed, and what it does not know about.
-struct Load {
+pub(crate) struct Load {
     owner: Owner,
     told: u64,
     unknown: Option<Batch>,
@@ -258,8 +258,8 @@ impl Load {
 
     /// Everything that was reported is there, each once, and nothing was made up.
     fn check(&self) {
-        let lease = Owner::claim(&self.owner.store, &self.owner.id, Incarnation(1), HOUR);
-        let applied = lease.seq.0;
+        let again = Owner::claim(&self.owner.store, &self.owner.id, self.owner.who());
+        let applied = again.seq.0;
         assert!(applied >= self.told, "{applied} of {} told", self.told);
         assert!(applied <= self.owner.seq.0);
         for seq in 1..=self.told {
@@ -273,7 +273,7 @@ impl Load {
 
     /// The next term: an owner that has claimed again.
     fn go_on(&mut self) {
-        let next = Owner::claim(&self.owner.store, &self.owner.id, Incarnation(1), HOUR);
+        let next = Owner::claim(&self.owner.store, &self.owner.id, self.owner.who());
         self.told = next.seq.0;
         self.owner = next;
         self.unknown = None;
@@ -362,7 +362,7 @@ fn a_restart_of_the_server_between_calls_is_not_noticed() {
     );
     cluster.run_server();
     assert_eq!(owner.event(1), Row::Absent);
-    let mut owner = Owner::claim(&store, &owner.id, Incarnation(1), HOUR);
+    let mut owner = Owner::claim(&store, &owner.id, owner.who());
     assert_eq!(owner.commit("x"), Ok(Outcome::Committed));
 }
 
@@ -376,7 +376,7 @@ fn epochs_of_a_new_timeline_are_above_all_of_the_old() {
     let open = || RUNTIME.block_on(PgStore::connect(&url, impatient()));
     let store = open().unwrap();
     let mut owner = Owner::create(&store, "acme", "main");
-    assert_eq!(owner.epoch, Epoch(1));
+    assert_eq!(owner.epoch(), Epoch(1));
     owner.commit("x").unwrap();
 
     cluster.stop();
@@ -392,11 +392,11 @@ fn epochs_of_a_new_timeline_are_above_all_of_the_old() {
     );
     cluster.promote();
 
-    let next = Owner::claim(&store, &owner.id, Incarnation(1), HOUR);
-    assert_eq!((next.epoch, next.seq.0), (Epoch((1 << 40) + 1), 1));
+    let next = Owner::claim(&store, &owner.id, owner.who());
+    assert_eq!((next.epoch(), next.seq.0), (Epoch((1 << 40) + 1), 1));
     let late = owner.batch("z");
     let answer = block_on(store.commit(vec![late]));
-    assert_eq!(answer, Ok(vec![Outcome::Fenced { by: next.epoch }]));
+    assert_eq!(answer, Ok(vec![Outcome::Fenced { by: next.epoch() }]));
 }
 
 /// Of several servers the one that can write is used, wherever it is in the list.
@@ -410,11 +410,10 @@ fn of_several_servers_the_writable_one_is_used() {
     fs::write(standby.data().join("standby.signal"), "").unwrap();
     standby.run_server();
     standby.sql("postgres", "SELECT 1");
-    let host = |directory: &std::path::Path| directory.to_str().unwrap().replace('/', "%2F");
     let url = format!(
         "postgres://postgres@{},{}/{}?target_session_attrs=read-write",
-        host(&standby.directory),
-        host(&db.cluster.directory),
+        standby.host(),
+        db.cluster.host(),
         db.name
     );
     // The standby has no such database; a server that is down, or one that cannot write, would be passed over alike.
@@ -422,7 +421,7 @@ fn of_several_servers_the_writable_one_is_used() {
         .block_on(PgStore::connect(&url, impatient()))
         .unwrap();
     Owner::create(&store, "acme", "main").commit("x").unwrap();
-    let last = format!("postgres://postgres@{}/postgres", host(&standby.directory));
+    let last = format!("postgres://postgres@{}/postgres", standby.host());
     let error = open_error(&last, impatient());
     assert!(error.to_string().contains("standby"), "{error}");
 }
@@ -454,7 +453,7 @@ fn values_that_the_tables_refuse_concern_their_batch_alone() {
                 assert!(why.contains("check constraint"), "{why}");
                 assert!(!why.contains("poison"), "records are not quoted: {why}");
             }
-            Outcome::Fenced { .. } => panic!("batch {n}: {outcome:?}"),
+            other => panic!("batch {n}: {other:?}"),
         }
     }
 }
@@ -512,8 +511,7 @@ fn a_deleted_account_takes_everything_with_it_and_nothing_any_more() {
     assert_eq!(db.number("SELECT count(*) FROM baton_event_buffer"), 1);
     assert_eq!(db.number("SELECT count(*) FROM baton_fence"), 1);
     let gone: AccountId = owner.id.clone();
-    let claim = block_on(store.claim(&gone, Incarnation(1), HOUR));
-    assert_eq!(claim, Err(StoreError::NoAccount));
+    assert_eq!(claim(&store, &gone, owner.who()), Claim::Missing);
     // Its number is not given again.
     let next = Owner::create(&store, "acme", "main");
     assert!(next.id.device > other.id.device);
@@ -524,18 +522,27 @@ fn a_deleted_account_takes_everything_with_it_and_nothing_any_more() {
 fn a_clock_behind_the_lease_does_not_lengthen_it() {
     let Some(db) = Db::new() else { return };
     let store = db.open();
-    let owner = Owner::create(&store, "acme", "main");
-    let lease = Micros::from_secs(10);
-    let mine = vec![(owner.id.clone(), owner.epoch)];
-    block_on(store.renew(Incarnation(1), mine, lease)).unwrap();
-    db.sql("UPDATE baton_fence SET expires_at = expires_at + interval '1 year'");
-    let held = block_on(store.claim(&owner.id, Incarnation(2), HOUR)).unwrap();
-    assert!(
-        matches!(held, baton_core::state::Claim::Held { remaining, .. } if remaining <= lease),
-        "{held:?}"
+    let (lease, short) = (Micros::from_secs(20), Micros::from_millis(500));
+    let (judge, silent) = (join_for(&store, lease), join_for(&store, short));
+    db.sql(
+        "UPDATE baton_host SET expires_at = expires_at + interval '1 year', \
+         good_since = good_since + interval '1 year'",
     );
-    assert_eq!(
-        db.number("SELECT count(*) FROM baton_fence WHERE expires_at > clock_timestamp() + interval '1 hour'"),
-        0
-    );
+    let started = Instant::now();
+    loop {
+        let Beaten::Renewed(view) = beat(&store, judge, lease) else {
+            panic!("the judge lives")
+        };
+        for host in &view.hosts {
+            let most = if host.who == silent { short } else { lease };
+            assert!(host.remaining <= most, "{host:?}");
+        }
+        if view.newly_dead == [silent] {
+            break;
+        }
+        assert_eq!(view.newly_dead, []);
+        assert!(started.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(started.elapsed() >= Duration::from_millis(500));
 }

@@ -83,15 +83,28 @@ impl Pooled {
     }
 }
 
+/// The URL of a database around the pooler, and the one through it.
+pub(crate) fn ways() -> Option<(String, String)> {
+    let pooled = Pooled::new()?;
+    let (cluster, _) = POOLER.as_ref()?;
+    Some((cluster.url(&pooled.database), pooled.url()))
+}
+
+impl Pooled {
+    fn url(&self) -> String {
+        format!(
+            "postgres:///{}?user=postgres&host={}&port=6432",
+            self.database,
+            self.directory.display()
+        )
+    }
+}
+
 impl Harness for Pooled {
     type Store = PgStore;
 
     fn open(&self) -> PgStore {
-        let url = format!(
-            "postgres:///{}?user=postgres&host={}&port=6432",
-            self.database,
-            self.directory.display()
-        );
+        let url = self.url();
         let options = Options {
             pooler: true,
             ..options()

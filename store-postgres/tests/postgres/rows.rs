@@ -3,11 +3,13 @@
 use baton_core::{
     jid::Jid,
     state::{
-        AccountId, Batch, BusinessId, Claim, Epoch, EventSeq, Incarnation, Key, Micros, Outcome,
-        Record, Row, Seq, Store, StoreError, UnixMillis, conformance::block_on,
+        AccountId, Batch, Beat, Beaten, BusinessId, Claim, Epoch, EventSeq, HostInfo, Incarnation,
+        Key, Lease, Micros, Outcome, Record, Row, Seq, Store, StoreError, UnixMillis,
+        conformance::block_on,
     },
 };
 use baton_store_postgres::PgStore;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(crate) const HOUR: Micros = Micros::from_secs(3600);
 
@@ -70,31 +72,92 @@ pub(crate) fn record(text: impl AsRef<str>) -> Record {
     Record(bytes::Bytes::copy_from_slice(text.as_ref().as_bytes()))
 }
 
+/// A host that has joined, for an hour.
+pub(crate) fn join(store: &PgStore) -> Incarnation {
+    join_for(store, HOUR)
+}
+
+pub(crate) fn join_for(store: &PgStore, ttl: Micros) -> Incarnation {
+    static LIVES: AtomicU64 = AtomicU64::new(1);
+    // Different in every process, and with bits at both ends.
+    let life = LIVES.fetch_add(1, Ordering::SeqCst);
+    let who = Incarnation(u64::from(std::process::id()) << 33 | life);
+    block_on(store.join(who, HostInfo::named(&format!("h{life}")), ttl)).unwrap();
+    who
+}
+
+pub(crate) fn claim(store: &PgStore, id: &AccountId, who: Incarnation) -> Claim {
+    block_on(store.claim(who, vec![id.clone()]))
+        .unwrap()
+        .remove(0)
+}
+
+pub(crate) fn beat(store: &PgStore, who: Incarnation, ttl: Micros) -> Beaten {
+    let beat = Beat {
+        draining: false,
+        accounts: 0,
+        ttl,
+    };
+    block_on(store.beat(who, beat)).unwrap()
+}
+
 /// The holder of an account, counting its batches.
 #[derive(Clone)]
 pub(crate) struct Owner {
     pub(crate) store: PgStore,
     pub(crate) id: AccountId,
-    pub(crate) epoch: Epoch,
+    pub(crate) lease: Lease,
     pub(crate) seq: Seq,
 }
 
 impl Owner {
+    /// Creates an account and claims it for a new host.
     pub(crate) fn create(store: &PgStore, tenant: &str, name: &str) -> Self {
-        let id = block_on(store.create_account(&business(tenant), name)).unwrap();
-        Self::claim(store, &id, Incarnation(1), HOUR)
+        Self::create_for(store, tenant, name, join(store))
     }
 
-    pub(crate) fn claim(store: &PgStore, id: &AccountId, who: Incarnation, ttl: Micros) -> Self {
-        match block_on(store.claim(id, who, ttl)).unwrap() {
-            Claim::Granted(lease) => Self {
-                store: store.clone(),
-                id: id.clone(),
-                epoch: lease.epoch,
-                seq: lease.applied,
-            },
-            Claim::Held { by, .. } => panic!("{id} is held by {by:?}"),
+    pub(crate) fn create_for(store: &PgStore, tenant: &str, name: &str, who: Incarnation) -> Self {
+        let id = block_on(store.create_account(&business(tenant), name)).unwrap();
+        Self::claim(store, &id, who)
+    }
+
+    pub(crate) fn claim(store: &PgStore, id: &AccountId, who: Incarnation) -> Self {
+        match claim(store, id, who) {
+            Claim::Granted(lease) => Self::of(store, id, lease),
+            other => panic!("{id} cannot be claimed: {other:?}"),
         }
+    }
+
+    /// Claims for a new host and declares dead whoever is in the way.
+    pub(crate) fn seize(store: &PgStore, id: &AccountId) -> Self {
+        let who = join(store);
+        loop {
+            match claim(store, id, who) {
+                Claim::Granted(lease) => return Self::of(store, id, lease),
+                Claim::Held { by } => {
+                    block_on(store.declare_dead(who, by)).unwrap();
+                }
+                Claim::Locked => {}
+                other => panic!("{id} cannot be claimed: {other:?}"),
+            }
+        }
+    }
+
+    pub(crate) fn of(store: &PgStore, id: &AccountId, lease: Lease) -> Self {
+        Self {
+            store: store.clone(),
+            id: id.clone(),
+            lease,
+            seq: lease.applied,
+        }
+    }
+
+    pub(crate) fn who(&self) -> Incarnation {
+        self.lease.term.holder
+    }
+
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.lease.term.epoch
     }
 
     /// The next batch: an event of that number with `content`, and some other rows.
@@ -103,8 +166,9 @@ impl Owner {
         let n = self.seq.0;
         Batch {
             account: self.id.clone(),
-            epoch: self.epoch,
+            term: self.lease.term,
             seq: self.seq,
+            reseal: false,
             at: UnixMillis(1_700_000_000_000),
             rows: [
                 (Key::Inbox(EventSeq(n)), Some(record(content))),
@@ -121,6 +185,16 @@ impl Owner {
     pub(crate) fn commit(&mut self, content: &str) -> Result<Outcome, StoreError> {
         let batch = self.batch(content);
         block_on(self.store.commit(vec![batch])).map(|mut outcomes| outcomes.remove(0))
+    }
+
+    pub(crate) fn confirm(&self) -> Result<Outcome, StoreError> {
+        let mine = vec![(self.id.clone(), self.lease.term)];
+        block_on(self.store.confirm(mine)).map(|mut outcomes| outcomes.remove(0))
+    }
+
+    pub(crate) fn release(&self) {
+        let mine = vec![(self.id.clone(), self.epoch())];
+        block_on(self.store.release(self.who(), mine)).unwrap();
     }
 
     pub(crate) fn event(&self, n: u64) -> Row {

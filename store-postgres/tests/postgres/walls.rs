@@ -2,9 +2,12 @@
 
 use crate::{
     cluster::{Db, RUNTIME, options},
-    rows::Owner,
+    rows::{Owner, business, record},
 };
-use baton_core::state::{Table, conformance::Harness as _};
+use baton_core::state::{
+    Store as _, Table,
+    conformance::{Harness as _, block_on},
+};
 use baton_store_postgres::{OpenError, Options, PgStore};
 use sqlx::Row as _;
 
@@ -26,7 +29,8 @@ fn tables() -> Vec<String> {
     let of_accounts = Table::ALL
         .iter()
         .map(|table| format!("baton_{}", table.name()));
-    ["baton_tenant".to_owned(), "baton_fence".to_owned()]
+    ["tenant", "fence", "placement", "vault"]
+        .map(|table| format!("baton_{table}"))
         .into_iter()
         .chain(of_accounts)
         .collect()
@@ -105,6 +109,47 @@ fn who_names_no_tenant_sees_nothing() {
         );
         assert!(rows.unwrap().is_empty(), "{table}");
     }
+}
+
+/// A transaction of the fleet sees fences, wishes and names of tenants, moves fences, and that is all.
+#[test]
+fn the_fleet_sees_nothing_of_users() {
+    let Some(db) = Db::new() else { return };
+    let (store, ..) = two_tenants(&db);
+    block_on(store.swap_vault(&business("acme"), 1, None, Some(record("key")))).unwrap();
+    let as_fleet = |sql: &str| {
+        let text = format!(
+            "BEGIN; SELECT set_config('role', 'baton_app', true), set_config('baton.fleet', 'on', true); {sql}"
+        );
+        let rows = db.cluster.try_sql("postgres", &db.name, &text)?;
+        Ok::<_, sqlx::Error>(rows.len() - 1)
+    };
+    for table in tables() {
+        let seen = as_fleet(&format!("SELECT 1 FROM {table}")).unwrap();
+        let open = ["baton_tenant", "baton_fence", "baton_placement"].contains(&table.as_str());
+        assert_eq!(seen, if open { 2 } else { 0 }, "{table}");
+    }
+    let changed = |sql: &str| as_fleet(&format!("{sql} RETURNING 1"));
+    assert_eq!(changed("UPDATE baton_fence SET commit_seq = 9").unwrap(), 2);
+    for nothing in [
+        "DELETE FROM baton_fence",
+        "UPDATE baton_placement SET run = true",
+        "DELETE FROM baton_placement",
+        "UPDATE baton_tenant SET created_at = now()",
+        "DELETE FROM baton_host",
+        "DELETE FROM baton_cluster",
+    ] {
+        assert_eq!(changed(nothing).unwrap(), 0, "{nothing}");
+    }
+    let error = changed("INSERT INTO baton_tenant (business_id) VALUES ('new')").unwrap_err();
+    assert!(error.to_string().contains("row-level security"), "{error}");
+    // And a tenant's transaction moves neither hosts nor history.
+    let count = |sql: &str| {
+        let sql = format!("{sql} RETURNING 1");
+        as_tenants(&db, "acme", &sql).unwrap().len()
+    };
+    assert_eq!(count("UPDATE baton_host SET state = 'dead'"), 0);
+    assert_eq!(count("UPDATE baton_cluster SET generation = 7"), 0);
 }
 
 #[test]

@@ -118,20 +118,20 @@ fn a_full_disk_refuses_the_large_and_takes_the_small() {
     .unwrap();
     let small = block_on(store.create_account(&business(), "small")).unwrap();
     let large = block_on(store.create_account(&business(), "large")).unwrap();
-    let epochs = [&small, &large]
-        .map(|id| granted(block_on(store.claim(id, Incarnation(1), HOUR)).unwrap()));
+    join(&store, ALICE, HOUR);
+    let terms = [&small, &large].map(|id| granted(&store, ALICE, id).term);
 
     // Hold the writer back, so that both calls are in one transaction.
     let (release, gate) = std::sync::mpsc::channel::<()>();
     let gate = store.hold(gate);
     let fits = store.commit(vec![batch(
         &small,
-        epochs[0],
+        terms[0],
         1,
         [(Key::Counters, vec![1; 100])],
     )]);
     let rows = (1..=20).map(|n| (Key::PreKey(n), vec![2; 200_000]));
-    let too_large = store.commit(vec![batch(&large, epochs[1], 1, rows)]);
+    let too_large = store.commit(vec![batch(&large, terms[1], 1, rows)]);
     release.send(()).unwrap();
     block_on(gate).unwrap();
 
@@ -149,12 +149,8 @@ fn a_full_disk_refuses_the_large_and_takes_the_small() {
     let rows = block_on(store.load(&large, (1..=20).map(Key::PreKey).collect())).unwrap();
     assert!(rows.iter().all(|row| *row == Row::Absent), "nothing half");
     // And the account goes on with what fits, under the same number.
-    let again = block_on(store.commit(vec![batch(
-        &large,
-        epochs[1],
-        1,
-        [(Key::Counters, vec![3])],
-    )]));
+    let again =
+        block_on(store.commit(vec![batch(&large, terms[1], 1, [(Key::Counters, vec![3])])]));
     assert_eq!(again, Ok(vec![Outcome::Committed]));
 }
 
@@ -165,8 +161,7 @@ fn what_a_table_refuses_is_rejected_alone() {
     let store = harness.open();
     let id = block_on(store.create_account(&business(), "main")).unwrap();
     let other = block_on(store.create_account(&business(), "other")).unwrap();
-    let epoch = granted(block_on(store.claim(&id, Incarnation(1), HOUR)).unwrap());
-    granted(block_on(store.claim(&other, Incarnation(1), HOUR)).unwrap());
+    let terms = [&other, &id].map(|id| owned(&store, ALICE, id));
     let connection = Connection::open(harness.path()).unwrap();
     let trigger =
         "CREATE TRIGGER no BEFORE INSERT ON baton_outbox BEGIN SELECT RAISE(ABORT, 'no'); END";
@@ -174,10 +169,10 @@ fn what_a_table_refuses_is_rejected_alone() {
 
     let refused = [(Key::Counters, vec![1]), (Key::Outbox("m".into()), vec![1])];
     let call = vec![
-        batch(&other, epoch, 1, [(Key::Counters, vec![1])]),
-        batch(&id, epoch, 1, refused),
-        batch(&id, epoch, 1, [(Key::PreKey(1), vec![1])]),
-        batch(&other, epoch, 2, [(Key::PreKey(1), vec![1])]),
+        batch(&other, terms[0], 1, [(Key::Counters, vec![1])]),
+        batch(&id, terms[1], 1, refused),
+        batch(&id, terms[1], 1, [(Key::PreKey(1), vec![1])]),
+        batch(&other, terms[0], 2, [(Key::PreKey(1), vec![1])]),
     ];
     let outcomes = block_on(store.commit(call)).unwrap();
     assert!(matches!(outcomes[1], Outcome::Rejected(_)), "{outcomes:?}");
@@ -200,8 +195,8 @@ fn a_locked_database_is_unavailable_and_comes_back() {
     };
     let store = SqliteStore::open(harness.path(), options).unwrap();
     let id = block_on(store.create_account(&business(), "main")).unwrap();
-    let epoch = granted(block_on(store.claim(&id, Incarnation(1), HOUR)).unwrap());
-    let write = || store.commit(vec![batch(&id, epoch, 1, [(Key::Counters, vec![1])])]);
+    let term = owned(&store, ALICE, &id);
+    let write = || store.commit(vec![batch(&id, term, 1, [(Key::Counters, vec![1])])]);
 
     let other = Connection::open(harness.path()).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -221,13 +216,13 @@ fn deleting_an_account_takes_its_rows_and_never_its_number() {
     let harness = OnDisk::new();
     let store = harness.open();
     let id = block_on(store.create_account(&business(), "main")).unwrap();
-    let epoch = granted(block_on(store.claim(&id, Incarnation(1), HOUR)).unwrap());
+    let term = owned(&store, ALICE, &id);
     let keys = || {
         baton_core::state::Table::ALL
             .iter()
             .flat_map(|&table| baton_core::state::conformance::samples::keys(table))
     };
-    let rows = batch(&id, epoch, 1, keys().map(|key| (key, vec![1])));
+    let rows = batch(&id, term, 1, keys().map(|key| (key, vec![1])));
     assert_eq!(
         block_on(store.commit(vec![rows])),
         Ok(vec![Outcome::Committed])
@@ -250,7 +245,7 @@ fn deleting_an_account_takes_its_rows_and_never_its_number() {
     let next = block_on(store.create_account(&business(), "main")).unwrap();
     assert_eq!(next.device, id.device + 1);
     // The engine of the deleted account meets nobody.
-    let late = block_on(store.commit(vec![batch(&id, epoch, 2, [])])).unwrap();
+    let late = block_on(store.commit(vec![batch(&id, term, 2, [])])).unwrap();
     assert!(matches!(late[..], [Outcome::Rejected(_)]), "{late:?}");
 }
 
@@ -260,9 +255,9 @@ fn a_damaged_file_is_refused_with_a_sentence() {
     let id = {
         let store = harness.open();
         let id = block_on(store.create_account(&business(), "main")).unwrap();
-        let epoch = granted(block_on(store.claim(&id, Incarnation(1), HOUR)).unwrap());
+        let term = owned(&store, ALICE, &id);
         let rows = (1..=50).map(|n| (Key::PreKey(n), vec![n as u8; 2000]));
-        block_on(store.commit(vec![batch(&id, epoch, 1, rows)])).unwrap();
+        block_on(store.commit(vec![batch(&id, term, 1, rows)])).unwrap();
         id
     };
     assert!(!fs::exists(format!("{}-wal", harness.path().display())).unwrap());
@@ -283,10 +278,10 @@ fn a_damaged_file_is_refused_with_a_sentence() {
         block_on(store.load(&id, vec![Key::PreKey(1)])),
         Err(damaged.clone())
     );
-    let epoch = granted(block_on(store.claim(&id, Incarnation(1), HOUR)).unwrap());
+    let term = owned(&store, ALICE, &id);
     let rows = [(Key::Counters, vec![1]), (Key::PreKey(1), vec![1])];
     assert_eq!(
-        block_on(store.commit(vec![batch(&id, epoch, 2, rows)])),
+        block_on(store.commit(vec![batch(&id, term, 2, rows)])),
         Err(damaged)
     );
     // Other tables are still there, and can be written under the same number.
@@ -294,7 +289,7 @@ fn a_damaged_file_is_refused_with_a_sentence() {
         block_on(store.load(&id, vec![Key::Counters])),
         Ok(vec![Row::Absent])
     );
-    let again = batch(&id, epoch, 2, [(Key::Counters, vec![2])]);
+    let again = batch(&id, term, 2, [(Key::Counters, vec![2])]);
     assert_eq!(
         block_on(store.commit(vec![again])),
         Ok(vec![Outcome::Committed])

@@ -270,6 +270,6 @@ fn list_is_old(cx: &mut Context, user: &Jid) -> bool {
 }
 
 pub(crate) fn has_session(cx: &mut Context, device: &Jid) -> bool {
-    let session = cx.read_with(&Key::Session(device.clone()), devices::session_from);
+    let session = devices::session(cx, &Key::Session(device.clone()));
     session.is_some_and(|session| session.is_usable_by(&cx.account.identity.public))
 }

@@ -19,7 +19,7 @@ pub(crate) fn encrypt(
     first: &mut bool,
 ) -> Option<Node> {
     let key = Key::Session(device.clone());
-    let mut session = cx.read_with(&key, devices::session_from)?;
+    let mut session = devices::session(cx, &key)?;
     let padded = signal::pad(content, &mut cx.rng);
     let ciphertext = match signal::encrypt(&mut session, &cx.account.local(), &padded) {
         Ok(ciphertext) => ciphertext,

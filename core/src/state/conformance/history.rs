@@ -1,7 +1,6 @@
 //! Batches: whole, in order, under the right epoch; and one account's trouble is its own.
 
 use super::*;
-use crate::state::StoreError;
 
 /// Many rows of many tables appear together; a batch that fails at its last row leaves no trace of its first.
 pub async fn a_batch_applies_whole_or_not_at_all<H: Harness>(harness: H) {
@@ -121,9 +120,9 @@ pub async fn a_fenced_batch_does_not_fail_its_neighbours<H: Harness>(harness: H)
         owners.push(Owner::create(&store, &tenants[n % 2], &format!("a{n}")).await);
     }
     // Account 2 changes hands.
-    let (lost, old) = (owners[2].id.clone(), owners[2].epoch);
-    store.release(&lost, ALICE, old).await.expect("release");
-    let by = granted(&store, &lost, BOB, LONG).await.epoch;
+    owners[2].release().await;
+    let bob = join(&store, "bob", LONG).await;
+    let by = granted(&store, &owners[2].id, bob).await.term.epoch;
 
     let mut call = Vec::new();
     let mut expected = Vec::new();
@@ -170,13 +169,10 @@ pub async fn an_old_epoch_is_fenced_even_for_a_number_it_knows<H: Harness>(harne
         [Outcome::Committed]
     );
     let late = alice.batch([(Key::Counters, Some(record("alice 3")))]);
-    store
-        .release(&alice.id, ALICE, alice.epoch)
-        .await
-        .expect("release");
+    alice.release().await;
 
-    let mut bob = Owner::claim(&harness.open(), &alice.id, BOB, LONG).await;
-    let fenced = Outcome::Fenced { by: bob.epoch };
+    let mut bob = Owner::seize(&harness.open(), &alice.id).await;
+    let fenced = Outcome::Fenced { by: bob.epoch() };
     let outcomes = commit(&store, [late.clone()]).await;
     assert_eq!(outcomes[0], fenced, "before the successor has written");
     bob.write([(Key::Counters, Some(record("bob 3")))]).await;
@@ -191,41 +187,42 @@ pub async fn an_old_epoch_is_fenced_even_for_a_number_it_knows<H: Harness>(harne
     );
 }
 
-/// No grant, no write: neither epoch 0 of an account nobody ever claimed, nor one from the future.
+/// No grant, no write: neither epoch 0 of an account nobody ever claimed, nor one from the future, nor the right one
+/// in the hands of somebody it was not given to.
 pub async fn an_epoch_that_was_never_granted_is_rejected<H: Harness>(harness: H) {
     let store = harness.open();
     let id = store
         .create_account(&business("acme"), "main")
         .await
         .expect("create");
-    let mut unclaimed = Owner {
-        store: store.clone(),
-        id: id.clone(),
-        epoch: Epoch(0),
-        seq: Seq(0),
+    let who = join(&store, "host", LONG).await;
+    let history = store.history().await.expect("history");
+    let nobodys = |epoch| Batch {
+        account: id.clone(),
+        term: Term {
+            epoch: Epoch(epoch),
+            holder: who,
+            history,
+        },
+        seq: Seq(1),
+        reseal: false,
+        at: UnixMillis(0),
+        rows: [(Key::Counters, Some(record("nobody's")))].into(),
     };
-    let batch = unclaimed.batch([(Key::Counters, Some(record("nobody's")))]);
-    assert!(
-        is_rejected(&commit(&store, [batch.clone()]).await[0]),
-        "epoch 0"
-    );
-    let future = Batch {
-        epoch: Epoch(1),
-        ..batch.clone()
-    };
-    assert!(
-        is_rejected(&commit(&store, [future]).await[0]),
-        "epoch 1 before any claim"
-    );
-    let mut owner = Owner::claim(&store, &id, ALICE, LONG).await;
-    let future = Batch {
-        epoch: Epoch(owner.epoch.0 + 1),
-        ..batch
-    };
+    for epoch in [0, 1, history.epoch_floor().0] {
+        let outcome = commit(&store, [nobodys(epoch)]).await.remove(0);
+        assert!(is_rejected(&outcome), "epoch {epoch}: {outcome:?}");
+    }
+    let mut owner = Owner::claim(&store, &id, who).await;
+    let future = nobodys(owner.epoch().0 + 1);
     assert!(
         is_rejected(&commit(&store, [future]).await[0]),
         "the next epoch"
     );
+    let mut thief = nobodys(owner.epoch().0);
+    thief.term.holder = new_life();
+    let fenced = Outcome::Fenced { by: owner.epoch() };
+    assert_eq!(commit(&store, [thief]).await, [fenced], "another life");
     assert_eq!(owner.load(&Key::Counters).await, Row::Absent);
     owner.write([]).await;
 }
@@ -233,15 +230,21 @@ pub async fn an_epoch_that_was_never_granted_is_rejected<H: Harness>(harness: H)
 /// No account, no rows, whatever the call.
 pub async fn an_account_that_does_not_exist_takes_nothing<H: Harness>(harness: H) {
     let store = harness.open();
+    let who = join(&store, "host", LONG).await;
     for device in [0, 1, 77, i64::MAX as u64, u64::MAX] {
         let id = AccountId {
             business: business("acme"),
             device,
         };
+        let term = Term {
+            epoch: Epoch(1),
+            holder: who,
+            history: Seal::FIRST,
+        };
         let mut nobody = Owner {
             store: store.clone(),
             id: id.clone(),
-            epoch: Epoch(1),
+            term,
             seq: Seq(0),
         };
         let batch = nobody.batch([(Key::Counters, Some(record("x")))]);
@@ -250,10 +253,10 @@ pub async fn an_account_that_does_not_exist_takes_nothing<H: Harness>(harness: H
             store.load(&id, vec![Key::Counters]).await,
             Err(StoreError::NoAccount)
         );
-        assert_eq!(
-            store.claim(&id, ALICE, LONG).await,
-            Err(StoreError::NoAccount)
-        );
+        assert_eq!(claim(&store, &id, who).await, Claim::Missing);
+        let outcomes = store.confirm(vec![(id.clone(), term)]).await;
+        assert!(is_rejected(&outcomes.expect("confirm")[0]));
+        assert_eq!(store.delete_account(&id).await, Err(StoreError::NoAccount));
     }
 }
 

@@ -4,10 +4,10 @@
 //! seed; it is played on the model and on the store, every answer is compared, and at the end every row is. A history
 //! that disagrees is shortened before it is shown, so what a failing test prints is what to look at.
 //!
-//! Time does not pass in a history: a lease either outlives it or is over at once.
+//! Time does not pass in a history: hosts leave or are declared dead, they do not run out.
 
 use super::*;
-use crate::state::{EventSeq, Renewal};
+use crate::state::{EventSeq, HandOver};
 use std::collections::BTreeMap;
 
 /// Plays random histories, a database for many of them.
@@ -31,25 +31,25 @@ pub async fn histories_agree_with_the_model<H: Harness>(harness: H) {
 /// One call of a random history. Accounts, holders, keys and values are small numbers, so that they meet often.
 #[derive(Clone, Debug)]
 enum Step {
-    /// A claim; `lasting` outlives the history, otherwise the lease is over at once.
-    Claim {
-        account: usize,
-        who: u64,
-        lasting: bool,
-    },
-    /// A renewal under the epoch in force, less `stale`.
-    Renew {
-        account: usize,
-        who: u64,
-        stale: u64,
-        lasting: bool,
-    },
+    /// A claim by the present life of this host, who joins if it does not live.
+    Claim { account: usize, who: usize },
     /// A release under the epoch in force, less `stale`.
     Release {
         account: usize,
-        who: u64,
+        who: usize,
         stale: u64,
     },
+    /// A hand-over under the epoch in force, less `stale`.
+    HandOver {
+        account: usize,
+        who: usize,
+        stale: u64,
+        to: usize,
+    },
+    /// A host leaves, or is declared dead by another.
+    End { who: usize, by: Option<usize> },
+    /// The database may have lost commits: a new generation.
+    Lose,
     /// One call with these batches.
     Commit(Vec<Draft>),
     /// A request left for the owner.
@@ -84,11 +84,17 @@ struct Draft {
     epoch: i64,
     /// Added to the number of the last applied batch.
     seq: i64,
+    /// Under the name of this host's present life instead of the holder's.
+    thief: Option<usize>,
+    /// In the history before the present one.
+    outdated: bool,
+    reseal: bool,
     at: i64,
     rows: Vec<(usize, Option<u8>)>,
 }
 
 const ACCOUNTS: usize = 3;
+const HOSTS: usize = 3;
 
 /// Few keys, of tables with and without retention.
 fn pool() -> Vec<Key> {
@@ -113,29 +119,39 @@ fn pool() -> Vec<Key> {
 struct Model {
     epoch: u64,
     applied: u64,
-    /// Who holds it and whether the lease outlives the history.
-    holder: Option<(u64, bool)>,
-    /// A restart may prove the holder dead; the store need not notice.
-    doubtful: bool,
+    /// Who it was given to last.
+    holder: Option<Incarnation>,
+    sealed: Seal,
     rows: BTreeMap<Key, (Record, i64)>,
 }
 
+/// The hosts of one history: of each its present life, if it lives.
+type Lives = [Option<Incarnation>; HOSTS];
+
 impl Model {
-    fn commit(&mut self, batch: &Batch) -> Outcome {
-        let (epoch, seq) = (batch.epoch.0, batch.seq.0);
-        if epoch == 0 || seq == 0 || epoch > self.epoch {
+    fn commit(&mut self, batch: &Batch, history: Seal) -> Outcome {
+        let (epoch, seq) = (batch.term.epoch.0, batch.seq.0);
+        if epoch == 0 || seq == 0 {
             return Outcome::Rejected(String::new());
         }
-        if epoch < self.epoch {
+        let outdated = batch.term.history != history;
+        if epoch > self.epoch && !outdated {
+            return Outcome::Rejected(String::new());
+        }
+        if epoch < self.epoch || (epoch == self.epoch && self.holder != Some(batch.term.holder)) {
             return Outcome::Fenced {
                 by: Epoch(self.epoch),
             };
+        }
+        if outdated || (self.sealed != history && !batch.reseal) {
+            return Outcome::Unsealed { history };
         }
         if seq > self.applied + 1 {
             return Outcome::Rejected(String::new());
         }
         if seq == self.applied + 1 {
             self.applied = seq;
+            self.sealed = history;
             for (key, record) in &batch.rows {
                 match record {
                     Some(record) => self.rows.insert(key.clone(), (record.clone(), batch.at.0)),
@@ -182,10 +198,33 @@ async fn play<H: Harness>(harness: &H, run: &str, steps: &[Step]) -> Result<(), 
                 .map_err(|e| e.to_string())?,
         );
     }
-    let mut models: Vec<Model> = (0..ACCOUNTS).map(|_| Model::default()).collect();
+    let history = store.history().await.map_err(|e| e.to_string())?;
+    let model = || Model {
+        sealed: history,
+        ..Model::default()
+    };
+    let mut models: Vec<Model> = (0..ACCOUNTS).map(|_| model()).collect();
+    let mut fleet = Fleet {
+        lives: [None; HOSTS],
+        history,
+        before: history,
+    };
     for (position, step) in steps.iter().enumerate() {
-        let result = play_step(harness, &mut store, &ids, &keys, &mut models, step).await;
-        result.map_err(|why| format!("step {position}, {step:?}: {why}"))?;
+        let result = play_step(
+            harness,
+            &mut store,
+            &ids,
+            &keys,
+            &mut models,
+            &mut fleet,
+            step,
+        );
+        result
+            .await
+            .map_err(|why| format!("step {position}, {step:?}: {why}"))?;
+    }
+    for who in fleet.lives.into_iter().flatten() {
+        store.leave(who).await.map_err(|e| e.to_string())?;
     }
     for (id, model) in ids.iter().zip(&models) {
         for &table in Table::ALL {
@@ -210,83 +249,148 @@ async fn play<H: Harness>(harness: &H, run: &str, steps: &[Step]) -> Result<(), 
     Ok(())
 }
 
+/// Who lives, and which history it is.
+struct Fleet {
+    lives: Lives,
+    history: Seal,
+    before: Seal,
+}
+
+impl Fleet {
+    /// The present life of a host, a new one if it has none.
+    async fn life<S: Store>(&mut self, store: &S, who: usize) -> Result<Incarnation, String> {
+        if let Some(life) = self.lives[who] {
+            return Ok(life);
+        }
+        let life = new_life();
+        let joined = store.join(life, HostInfo::named(&format!("h{who}")), LONG);
+        joined.await.map_err(|error| error.to_string())?;
+        self.lives[who] = Some(life);
+        Ok(life)
+    }
+
+    fn is_live(&self, who: Incarnation) -> bool {
+        self.lives.contains(&Some(who))
+    }
+
+    fn end(&mut self, life: Incarnation) {
+        for host in &mut self.lives {
+            if *host == Some(life) {
+                *host = None;
+            }
+        }
+    }
+}
+
 async fn play_step<H: Harness>(
     harness: &H,
     store: &mut H::Store,
     ids: &[AccountId],
     keys: &[Key],
     models: &mut [Model],
+    fleet: &mut Fleet,
     step: &Step,
 ) -> Result<(), String> {
-    let ttl = |lasting: bool| if lasting { LONG } else { Micros(0) };
     let failed = |error: crate::state::StoreError| error.to_string();
     match step {
-        Step::Claim {
-            account,
-            who,
-            lasting,
-        } => {
+        Step::Claim { account, who } => {
+            let who = fleet.life(store, *who).await?;
             let model = &mut models[*account];
+            let held = model.holder.filter(|&by| by != who && fleet.is_live(by));
             let answer = store
-                .claim(&ids[*account], Incarnation(*who), ttl(*lasting))
+                .claim(who, vec![ids[*account].clone()])
                 .await
                 .map_err(failed)?;
-            let held = model.holder.filter(|(by, lasting)| by != who && *lasting);
-            match (answer, held) {
-                (Claim::Held { by, .. }, Some((holder, _))) => agree("the holder", &by.0, &holder)?,
-                (Claim::Granted(_), Some(_)) if !model.doubtful => {
-                    return Err("granted while held".into());
+            let expected = match held {
+                Some(by) => Claim::Held { by },
+                None => {
+                    let floor = fleet.history.epoch_floor().0;
+                    model.epoch = floor.max(model.epoch + 1);
+                    model.holder = Some(who);
+                    Claim::Granted(Lease {
+                        term: Term {
+                            epoch: Epoch(model.epoch),
+                            holder: who,
+                            history: fleet.history,
+                        },
+                        applied: Seq(model.applied),
+                        sealed: model.sealed,
+                    })
                 }
-                (Claim::Held { .. }, None) => return Err("held while free".into()),
-                (Claim::Granted(lease), _) => {
-                    *model = Model {
-                        epoch: model.epoch + 1,
-                        holder: Some((*who, *lasting)),
-                        doubtful: false,
-                        ..std::mem::take(model)
-                    };
-                    agree("the granted epoch", &lease.epoch, &Epoch(model.epoch))?;
-                    agree("the last batch", &lease.applied, &Seq(model.applied))?;
-                }
-            }
-        }
-        Step::Renew {
-            account,
-            who,
-            stale,
-            lasting,
-        } => {
-            let model = &mut models[*account];
-            let epoch = model.epoch.saturating_sub(*stale);
-            let lease = vec![(ids[*account].clone(), Epoch(epoch))];
-            let answer = store
-                .renew(Incarnation(*who), lease, ttl(*lasting))
-                .await
-                .map_err(failed)?;
-            let expected = match &mut model.holder {
-                Some((holder, lease)) if holder == who && epoch == model.epoch => {
-                    *lease = *lasting;
-                    Renewal::Renewed
-                }
-                _ => Renewal::Lost {
-                    by: Epoch(model.epoch),
-                },
             };
-            agree("the renewal", &answer, &vec![expected])?;
+            agree("the claim", &answer, &vec![expected])?;
         }
         Step::Release {
             account,
             who,
             stale,
         } => {
+            let who = fleet.life(store, *who).await?;
             let model = &mut models[*account];
             let epoch = model.epoch.saturating_sub(*stale);
             store
-                .release(&ids[*account], Incarnation(*who), Epoch(epoch))
+                .release(who, vec![(ids[*account].clone(), Epoch(epoch))])
                 .await
                 .map_err(failed)?;
-            if epoch == model.epoch && model.holder.is_some_and(|(holder, _)| holder == *who) {
+            if epoch == model.epoch && model.holder == Some(who) {
                 model.holder = None;
+            }
+        }
+        Step::HandOver {
+            account,
+            who,
+            stale,
+            to,
+        } => {
+            let who = fleet.life(store, *who).await?;
+            let model = &mut models[*account];
+            let epoch = model.epoch.saturating_sub(*stale);
+            let to = fleet.lives[*to].unwrap_or_else(new_life);
+            let answer = store
+                .hand_over(who, &ids[*account], Epoch(epoch), to)
+                .await
+                .map_err(failed)?;
+            let expected = if !fleet.is_live(to) {
+                HandOver::Refused
+            } else if epoch == model.epoch && model.holder == Some(who) {
+                model.epoch += 1;
+                model.holder = Some(to);
+                HandOver::Done {
+                    epoch: Epoch(model.epoch),
+                }
+            } else {
+                HandOver::Fenced {
+                    by: Epoch(model.epoch),
+                }
+            };
+            agree("the hand-over", &answer, &expected)?;
+        }
+        Step::End { who, by } => {
+            let who = fleet.life(store, *who).await?;
+            match by {
+                Some(by) => {
+                    let by = fleet.life(store, *by).await?;
+                    let ended = store.declare_dead(by, who).await.map_err(failed)?;
+                    agree("whether somebody died", &ended, &(by != who))?;
+                    if ended {
+                        fleet.end(who);
+                    }
+                }
+                None => {
+                    store.leave(who).await.map_err(failed)?;
+                    fleet.end(who);
+                    for model in models {
+                        // Freed by leaving, which is the same as held by somebody who is gone.
+                        model.holder = model.holder.filter(|&holder| holder != who);
+                    }
+                }
+            }
+        }
+        Step::Lose => {
+            fleet.before = fleet.history;
+            fleet.history = store.renew_history(fleet.history).await.map_err(failed)?;
+            if fleet.history.losses_until(fleet.before) != 1 {
+                return Err(format!("{:?} after {:?}", fleet.history, fleet.before));
             }
         }
         Step::Commit(drafts) => {
@@ -299,14 +403,27 @@ async fn play_step<H: Harness>(
                         .map(|value| Record(bytes::Bytes::from(vec![value; usize::from(value)])));
                     (keys[*key % keys.len()].clone(), value)
                 });
+                let holder = match draft.thief {
+                    Some(thief) => fleet.lives[thief],
+                    None => model.holder,
+                };
                 let batch = Batch {
                     account: ids[draft.account].clone(),
-                    epoch: Epoch(model.epoch.saturating_add_signed(draft.epoch)),
+                    term: Term {
+                        epoch: Epoch(model.epoch.saturating_add_signed(draft.epoch)),
+                        holder: holder.unwrap_or(Incarnation(77)),
+                        history: if draft.outdated {
+                            fleet.before
+                        } else {
+                            fleet.history
+                        },
+                    },
+                    reseal: draft.reseal,
                     seq: Seq(model.applied.saturating_add_signed(draft.seq)),
                     at: UnixMillis(draft.at),
                     rows: rows.collect(),
                 };
-                expected.push(model.commit(&batch));
+                expected.push(model.commit(&batch, fleet.history));
                 batches.push(batch);
             }
             let mut outcomes = store.commit(batches).await.map_err(failed)?;
@@ -384,9 +501,13 @@ async fn play_step<H: Harness>(
             )?;
         }
         Step::Restart => {
+            // The database outlives the process, and so does its roster: whoever lived has to be declared dead, unless
+            // the store can prove it (some can).
             *store = harness.restart(store.clone());
-            for model in models {
-                model.doubtful = true;
+            let dead = std::mem::take(&mut fleet.lives);
+            let judge = fleet.life(store, 0).await?;
+            for who in dead.into_iter().flatten() {
+                store.declare_dead(judge, who).await.map_err(failed)?;
             }
         }
     }
@@ -450,27 +571,27 @@ impl Dice {
 
     fn step(&mut self) -> Step {
         let account = self.below(ACCOUNTS);
-        let who = self.below(3) as u64 + 1;
+        let who = self.below(HOSTS);
         let stale = usize::from(self.chance(30)) as u64;
-        let lasting = self.chance(40);
         let aged = [Table::Seen, Table::Sent, Table::MessageSecret];
-        match self.below(20) {
-            0..=3 => Step::Claim {
-                account,
-                who,
-                lasting,
-            },
-            4 => Step::Renew {
+        match self.below(22) {
+            0..=3 => Step::Claim { account, who },
+            4 => Step::HandOver {
                 account,
                 who,
                 stale,
-                lasting,
+                to: self.below(HOSTS),
             },
             5 => Step::Release {
                 account,
                 who,
                 stale,
             },
+            10 => Step::End {
+                who,
+                by: self.chance(60).then(|| self.below(HOSTS)),
+            },
+            11 if self.chance(40) => Step::Lose,
             6 => Step::Enqueue {
                 account,
                 key: self.below(3),
@@ -506,6 +627,9 @@ impl Dice {
             } else {
                 1
             },
+            thief: self.chance(8).then(|| self.below(HOSTS)),
+            outdated: self.chance(8),
+            reseal: self.chance(30),
             at: self.below(50) as i64,
             rows: (0..self.below(5))
                 .map(|_| {
@@ -526,13 +650,25 @@ mod tests {
     /// The histories must reach what they are there for.
     #[test]
     fn random_histories_meet_every_outcome() {
-        let mut seen = [0; 3];
+        let mut seen = [0; 4];
         for seed in 0..24 {
             let mut dice = Dice(seed);
-            let mut model = Model::default();
+            let mut history = Seal::FIRST;
+            let mut before = history;
+            let mut model = Model {
+                sealed: history,
+                ..Model::default()
+            };
             for _ in 0..60 {
                 match dice.step() {
-                    Step::Claim { account: 0, .. } => model.epoch += 1,
+                    Step::Claim { account: 0, who } => {
+                        model.epoch += 1;
+                        model.holder = Some(Incarnation(who as u64));
+                    }
+                    Step::Lose => {
+                        before = history;
+                        history.generation += 1;
+                    }
                     Step::Commit(drafts) => {
                         for draft in drafts.iter().filter(|draft| draft.account == 0) {
                             let batch = Batch {
@@ -540,15 +676,24 @@ mod tests {
                                     business: business("x"),
                                     device: 1,
                                 },
-                                epoch: Epoch(model.epoch.saturating_add_signed(draft.epoch)),
+                                term: Term {
+                                    epoch: Epoch(model.epoch.saturating_add_signed(draft.epoch)),
+                                    holder: match draft.thief {
+                                        Some(thief) => Incarnation(thief as u64),
+                                        None => model.holder.unwrap_or(Incarnation(77)),
+                                    },
+                                    history: if draft.outdated { before } else { history },
+                                },
+                                reseal: draft.reseal,
                                 seq: Seq(model.applied.saturating_add_signed(draft.seq)),
                                 at: UnixMillis(0),
                                 rows: BTreeMap::new(),
                             };
-                            match model.commit(&batch) {
+                            match model.commit(&batch, history) {
                                 Outcome::Committed => seen[0] += 1,
                                 Outcome::Fenced { .. } => seen[1] += 1,
                                 Outcome::Rejected(_) => seen[2] += 1,
+                                Outcome::Unsealed { .. } => seen[3] += 1,
                             }
                         }
                     }
@@ -558,7 +703,7 @@ mod tests {
         }
         assert!(
             seen.iter().all(|&count| count > 30),
-            "committed, fenced, rejected: {seen:?}"
+            "committed, fenced, rejected, unsealed: {seen:?}"
         );
     }
 
@@ -566,23 +711,13 @@ mod tests {
     fn a_failing_history_is_shortened_to_what_matters() {
         let mut dice = Dice(7);
         let mut steps: Vec<Step> = (0..60).map(|_| dice.step()).collect();
-        steps.retain(|step| !matches!(step, Step::Restart | Step::Renew { .. }));
+        steps.retain(|step| !matches!(step, Step::Restart | Step::Lose));
         steps.insert(20, Step::Restart);
-        steps.insert(
-            40,
-            Step::Renew {
-                account: 0,
-                who: 1,
-                stale: 0,
-                lasting: true,
-            },
-        );
+        steps.insert(40, Step::Lose);
         let mut play = |steps: &[Step]| {
             let restart = steps.iter().position(|step| matches!(step, Step::Restart));
-            let renew = steps
-                .iter()
-                .rposition(|step| matches!(step, Step::Renew { .. }));
-            if restart.is_some() && restart < renew {
+            let lose = steps.iter().rposition(|step| matches!(step, Step::Lose));
+            if restart.is_some() && restart < lose {
                 Err("both".to_owned())
             } else {
                 Ok(())
@@ -590,7 +725,7 @@ mod tests {
         };
         let (steps, _) = shorten(steps, String::new(), &mut play);
         assert!(
-            matches!(steps[..], [Step::Restart, Step::Renew { .. }]),
+            matches!(steps[..], [Step::Restart, Step::Lose]),
             "{steps:?}"
         );
     }

@@ -1,7 +1,7 @@
 //! Rows: every key shape comes back, in order, and nobody sees a row that is not theirs.
 
 use super::*;
-use crate::state::StoreError;
+use crate::state::Placement;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -133,7 +133,7 @@ pub async fn records_of_every_size_come_back<H: Harness>(harness: H) {
             "{key:?}"
         );
     }
-    let too_large = Record(Bytes::from(vec![0; Record::MAX_BYTES + 1]));
+    let too_large = Record(Bytes::from(vec![0; Record::MAX_STORED_BYTES + 1]));
     let batch = owner.batch([(Key::Counters, Some(too_large))]);
     assert!(is_rejected(&commit(&store, [batch]).await[0]));
     owner.seq = Seq(owner.seq.0 - 1);
@@ -256,13 +256,8 @@ pub async fn everything_is_there_after_a_restart<H: Harness>(harness: H) {
         )
         .await;
     owner.write([(Key::Counters, None)]).await;
-    let Owner {
-        id,
-        epoch,
-        seq,
-        store: handle,
-    } = owner;
-    drop(handle);
+    let (id, epoch, seq) = (owner.id.clone(), owner.epoch(), owner.seq);
+    drop(owner);
     for _ in 0..3 {
         store = harness.restart(store);
         let listed = store.accounts(&id.business).await.expect("accounts");
@@ -284,9 +279,9 @@ pub async fn everything_is_there_after_a_restart<H: Harness>(harness: H) {
             );
         }
     }
-    // The same holder may always claim again, and goes on where the history stopped.
-    let mut owner = Owner::claim(&store, &id, ALICE, LONG).await;
-    assert_eq!((owner.epoch, owner.seq), (Epoch(epoch.0 + 1), seq));
+    // The next holder goes on where the history stopped.
+    let mut owner = Owner::seize(&store, &id).await;
+    assert_eq!((owner.epoch(), owner.seq), (Epoch(epoch.0 + 1), seq));
     owner.write([(Key::Counters, Some(record("again")))]).await;
 }
 
@@ -386,24 +381,31 @@ pub async fn another_business_cannot_reach_an_account<H: Harness>(harness: H) {
         limit: 10,
     };
     assert_eq!(store.scan(&wrong, scan).await, Err(none.clone()));
-    assert_eq!(store.claim(&wrong, BOB, LONG).await, Err(none.clone()));
-    assert_eq!(
-        store.release(&wrong, ALICE, owner.epoch).await,
-        Err(none.clone())
-    );
     assert_eq!(
         store.enqueue(&wrong, "m".into(), record("r"), aged).await,
         Err(none.clone())
     );
-    assert_eq!(store.retain(&wrong, Table::Sent, aged, 10).await, Err(none));
-    let renewed = store
-        .renew(ALICE, vec![(wrong.clone(), owner.epoch)], LONG)
-        .await
-        .expect("renew");
-    assert!(
-        matches!(renewed[..], [crate::state::Renewal::Lost { .. }]),
-        "{renewed:?}"
+    assert_eq!(
+        store.retain(&wrong, Table::Sent, aged, 10).await,
+        Err(none.clone())
     );
+    let swap = vec![(secret.clone(), record("secret"), record("stolen"))];
+    assert_eq!(store.swap_records(&wrong, swap).await, Err(none.clone()));
+    let (who, epoch) = (owner.who(), owner.epoch());
+    assert_eq!(claim(&store, &wrong, who).await, Claim::Missing);
+    let released = store.release(who, vec![(wrong.clone(), epoch)]).await;
+    assert_eq!(released, Ok(()), "there is nothing to release");
+    let to = join(&store, "to", LONG).await;
+    let handed = store.hand_over(who, &wrong, epoch, to).await;
+    assert_eq!(handed, Err(none.clone()));
+    assert_eq!(store.retire(who, &wrong, epoch).await, Err(none.clone()));
+    assert_eq!(
+        store.place(&wrong, Placement::default()).await,
+        Err(none.clone())
+    );
+    assert_eq!(store.delete_account(&wrong).await, Err(none));
+    let confirmed = store.confirm(vec![(wrong.clone(), owner.term)]).await;
+    assert!(is_rejected(&confirmed.expect("confirm")[0]));
     let mut batch = owner.batch([(secret.clone(), Some(record("stolen")))]);
     batch.account = wrong;
     assert!(is_rejected(&commit(&store, [batch]).await[0]));
