@@ -274,7 +274,11 @@ impl<S: Store, E: Env> Membership<S, E> {
 
     /// Takes the account if it is free. Waits until the host has joined.
     pub async fn claim(&self, account: &AccountId) -> Result<Claimed<S, E>, StoreError> {
-        let (who, _) = self.joined().await?;
+        let (who, until) = self.joined().await?;
+        // A lease that has run out is good for nothing, and a claim under it would be repeated for ever.
+        if self.env.now().mono >= until {
+            return Ok(Claimed::Held { by: None });
+        }
         let answers = self.store.claim(who, vec![account.clone()]).await;
         let answer = match answers.map(|answers| answers.into_iter().next()) {
             Ok(Some(answer)) => answer,
