@@ -8,8 +8,9 @@ use std::{
 
 /// Hashes of ten seeds. They hold on every machine, for every store, in dev and release builds.
 ///
-/// A change of the engine, the drivers, the service or the plans changes them, and that is no fault: print the new ones
-/// with `sim run --tier b --seeds 10 --verbose`. A change that should not have changed anything, and did, is one.
+/// A change of the engine, the drivers, the service or the plans changes them, and that is no fault: write the new ones
+/// with `BLESS=1 cargo test -p sim --test determinism committed`. A change that should not have changed anything, and
+/// did, is one.
 const COMMITTED: [&str; 10] = include!("traces.in");
 
 #[test]
@@ -54,6 +55,14 @@ fn other_work_in_the_process_does_not_show() {
 #[test]
 fn the_committed_traces_hold() {
     let found: Vec<String> = (0..10).map(|seed| run(seed, Kind::Memory).hash).collect();
+    if std::env::var_os("BLESS").is_some() {
+        let lines: String = found
+            .iter()
+            .map(|hash| format!("    \"{hash}\",\n"))
+            .collect();
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/traces.in");
+        return std::fs::write(file, format!("[\n{lines}]\n")).unwrap();
+    }
     assert_eq!(found, COMMITTED);
 }
 
