@@ -113,7 +113,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 }
                 continue;
             }
-            Output::Transmit => {
+            Output::Transmit | Output::KeepAlive => {
                 // A connection that cannot be written to is closed; its reader will say so.
                 if let Some(connection) = &mut connection {
                     connection.send(Message::Binary(Bytes::copy_from_slice(&wire)));

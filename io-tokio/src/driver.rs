@@ -135,6 +135,7 @@ pub async fn drive<S: Store, C: Connector, E: Env, A: App>(
                 }
                 Output::Open(endpoint) => link.open(endpoint),
                 Output::Transmit => link.queue(&mut wire),
+                Output::KeepAlive => link.keep_alive(&mut wire),
                 Output::Close => link.close(),
                 Output::Event(seq, event) => app.take(Effect::Event(seq, event)),
                 Output::Notice(notice) => {

@@ -83,8 +83,9 @@ impl<C: Connector, E: Env> Link<C, E> {
         }
     }
 
-    /// The grant now ends at `until`: nothing is written from then on. The engine keeps a margin before that end; this
-    /// is the check right before the write, for a process that was frozen between the two.
+    /// The grant now ends at `until`: nothing is written from then on but what keeps the connection alive. The engine
+    /// keeps a margin before that end; this is the check right before the write, for a process that was frozen between
+    /// the two.
     pub fn granted_until(&mut self, until: Micros) {
         self.until = until;
     }
@@ -102,12 +103,21 @@ impl<C: Connector, E: Env> Link<C, E> {
         }));
     }
 
-    /// Takes the bytes in `wire` as one message to send.
+    /// Takes the bytes in `wire` as one message to send before the grant ends.
     pub fn queue(&mut self, wire: &mut Vec<u8>) {
+        self.say(wire, Needs::Grant);
+    }
+
+    /// Takes the bytes in `wire` as one message that keeps the connection alive, grant or not.
+    pub fn keep_alive(&mut self, wire: &mut Vec<u8>) {
+        self.say(wire, Needs::Nothing);
+    }
+
+    fn say(&mut self, wire: &mut Vec<u8>, needs: Needs) {
         let message = Bytes::from(std::mem::take(wire));
         match &mut self.state {
             State::Up(socket) if !message.is_empty() => {
-                socket.queue(message);
+                socket.queue(message, needs);
                 if socket.queued > MAX_QUEUED {
                     self.state = State::Ended("the service does not read".into());
                 }
@@ -156,7 +166,7 @@ impl<C: Connector, E: Env> Link<C, E> {
                 Err(error) => Err(error.to_string()),
             },
             State::Up(socket) => {
-                if socket.has_words() && self.env.now().mono >= self.until {
+                if socket.needs_grant() && self.env.now().mono >= self.until {
                     Err("the grant ran out before the words were written".into())
                 } else {
                     match socket.poll_write(cx) {
@@ -170,7 +180,7 @@ impl<C: Connector, E: Env> Link<C, E> {
                 }
             }
             State::Closing(socket, patience) => {
-                let expired = socket.has_words() && self.env.now().mono >= self.until;
+                let expired = socket.needs_grant() && self.env.now().mono >= self.until;
                 if !expired && socket.poll_close(cx).is_pending() {
                     ready!(patience.as_mut().poll(cx));
                 }
@@ -225,11 +235,18 @@ async fn connect<C: Connector>(
     }
 }
 
+/// What a message may not be written without.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    Grant,
+    Nothing,
+}
+
 /// An open WebSocket and what is to be written to it.
 struct Socket<T> {
     // Boxed: it is large, and the link moves it when it closes.
     stream: Box<WebSocketStream<T>>,
-    words: VecDeque<Bytes>,
+    words: VecDeque<(Bytes, Needs)>,
     queued: usize,
     unflushed: bool,
     said_goodbye: bool,
@@ -246,13 +263,13 @@ impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Socket<T> {
         }
     }
 
-    fn queue(&mut self, message: Bytes) {
+    fn queue(&mut self, message: Bytes, needs: Needs) {
         self.queued += message.len();
-        self.words.push_back(message);
+        self.words.push_back((message, needs));
     }
 
-    fn has_words(&self) -> bool {
-        !self.words.is_empty()
+    fn needs_grant(&self) -> bool {
+        self.words.iter().any(|(_, needs)| *needs == Needs::Grant)
     }
 
     /// Ready when everything is out.
@@ -260,7 +277,7 @@ impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Socket<T> {
         let mut stream = Pin::new(self.stream.as_mut());
         while !self.words.is_empty() {
             ready!(stream.as_mut().poll_ready(cx))?;
-            if let Some(message) = self.words.pop_front() {
+            if let Some((message, _)) = self.words.pop_front() {
                 self.queued -= message.len();
                 stream.as_mut().start_send(Message::Binary(message))?;
                 self.unflushed = true;

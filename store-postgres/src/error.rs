@@ -68,10 +68,6 @@ impl Failure {
             }
         }
     }
-
-    pub(crate) fn is_foreign_key(&self) -> bool {
-        matches!(self, Self::Sql(error) if state(error) == "23503")
-    }
 }
 
 impl From<Failure> for StoreError {

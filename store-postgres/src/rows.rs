@@ -193,23 +193,36 @@ pub(crate) async fn enqueue(
     rules::key(&Key::Mailbox(id.clone()))?;
     rules::record(Table::Mailbox, request)?;
     let mut transaction = begin(pool, Mode::Write, account).await?;
-    let inserted = account_query(
-        "INSERT INTO baton_mailbox (business_id, device_id, message_id, record, written_at) \
-         VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
-        account,
-    )
-    .bind(id.as_str())
-    .bind(&request.0[..])
-    .bind(at.0)
-    .run(&mut transaction)
-    .await;
-    let result = match inserted.map_err(Failure::from) {
-        Ok(inserted) => Ok(inserted > 0),
-        Err(failure) if failure.is_foreign_key() || !rules::possible_account(account) => {
-            Err(StoreError::NoAccount.into())
+    let work = async {
+        // The lock makes whoever moves the account away wait, so that its last look at the requests shows this one.
+        let inserted = account_query(
+            "INSERT INTO baton_mailbox (business_id, device_id, message_id, record, written_at) \
+             SELECT $1, $2, $3, $4, $5 FROM (SELECT FROM baton_fence \
+               WHERE business_id = $1 AND device_id = $2 AND NOT retired FOR SHARE) f \
+             ON CONFLICT DO NOTHING",
+            account,
+        )
+        .bind(id.as_str())
+        .bind(&request.0[..])
+        .bind(at.0)
+        .run(&mut transaction)
+        .await?;
+        if inserted > 0 {
+            return Ok(true);
         }
-        Err(failure) => Err(failure),
+        let retired = account_query(
+            "SELECT retired FROM baton_fence WHERE business_id = $1 AND device_id = $2",
+            account,
+        )
+        .optional(&mut transaction)
+        .await?;
+        match retired.map(|row| row.try_get(0)).transpose()? {
+            None => Err(StoreError::NoAccount.into()),
+            Some(true) => Err(StoreError::Retired.into()),
+            Some(false) => Ok(false),
+        }
     };
+    let result = work.await;
     transaction.finish(result).await
 }
 

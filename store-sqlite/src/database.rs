@@ -426,7 +426,9 @@ impl Transaction<'_> {
         let key = Key::Mailbox(id.clone());
         rules::key(&key)?;
         rules::record(Table::Mailbox, request)?;
-        fence(self.connection, account)?;
+        if fence(self.connection, account)?.retired {
+            return Err(StoreError::Retired.into());
+        }
         if rows::get(self.connection, account, &key)? != Row::Absent {
             return Ok(false);
         }

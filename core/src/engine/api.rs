@@ -11,7 +11,8 @@ pub struct Grant {
     /// What the store gave: the term that every batch carries, the last batch in the account's history, and the
     /// history in which the account's keys are known not to have gone back.
     pub lease: Lease,
-    /// On the engine's monotonic clock; count from *before* the claim or renewal was sent.
+    /// On the engine's monotonic clock; count from *before* the claim or renewal was sent. After it, the engine keeps a
+    /// connection that stands for [`Timing::hold`](crate::flow::Timing) and lets nothing out but pings.
     pub until: Micros,
 }
 
@@ -52,7 +53,7 @@ pub enum Input<'a> {
     },
     /// The store refused for good: history or schema do not fit. The engine stops.
     StoreRefused(String),
-    /// The lease was renewed. Counts only for the term that the engine was built with.
+    /// The lease was renewed, in time or not. Counts only for the term that the engine was built with.
     Granted(Grant),
     /// Somebody wants something.
     Command(CommandId, Command),
@@ -78,6 +79,9 @@ pub enum Output {
     Close,
     /// Bytes were appended to `wire`. Send them as one message of the connection.
     Transmit,
+    /// As [`Transmit`](Self::Transmit), for bytes that say nothing but that the connection is in use. They may be written
+    /// after the grant has run out; nothing else may.
+    KeepAlive,
     /// A durable event. Shown again by the next engine until it is acknowledged.
     Event(EventSeq, Event),
     /// Something passing.

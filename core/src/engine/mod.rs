@@ -3,8 +3,9 @@
 //! **The contract, in six sentences.**
 //!
 //! 1. *Release.* An effect leaves [`Engine::poll`] only when every batch it depends on is durable in this epoch, the
-//!    grant has not run out, and all effects before it have left. (Pings, their answers and handshakes depend on no
-//!    batch and pass beside the queue, so that a slow database does not cost the connection.)
+//!    grant has not run out, and all effects before it have left. (Handshakes depend on no batch and pass beside the
+//!    queue, so that a slow database does not cost the connection; pings and their answers pass without a grant, too,
+//!    so that a database that is away does not, for as long as [`Timing::hold`](crate::flow::Timing) says.)
 //! 2. *Identity.* A batch is (account, epoch, seq); the store applies a seq once, so a commit whose outcome is unknown
 //!    is simply sent again.
 //! 3. *Group commit.* `poll` hands out the open batch while fewer than `batches_in_flight` are out; beyond that,
@@ -184,8 +185,8 @@ impl Engine {
         if let Input::Granted(grant) = input {
             self.granted(grant);
         }
-        // A process that was frozen finds out here, before it does anything else.
-        if self.cx.now.mono >= self.grant.until {
+        // Long enough without a grant. A process that was frozen finds out here, before it does anything else.
+        if self.cx.now.mono >= self.held_until() {
             self.halt(StopReason::LeaseExpired);
             return;
         }
@@ -230,10 +231,11 @@ impl Engine {
         if let Some((id, scan)) = self.scans.pop_front() {
             return Output::Scan(id, scan);
         }
-        while self.may_act() {
-            let Some(effect) = self.cx.gate.pop(&self.cx.rows) else {
-                break;
-            };
+        while let Some(effect) = if self.may_act() {
+            self.cx.gate.pop(&self.cx.rows)
+        } else {
+            self.cx.gate.pop_idle()
+        } {
             if let Some(output) = self.release(effect, wire) {
                 return output;
             }
@@ -728,7 +730,7 @@ impl Engine {
                 if stanza.get_string("xmlns").as_deref() == Some("urn:xmpp:ping")
                     || stanza.find("ping").is_some() =>
             {
-                pairing::answer(&mut self.cx, stanza);
+                self.cx.keep_alive(&pairing::reply_to(stanza, "result"));
             }
             _ => pairing::decline(&mut self.cx, stanza),
         }
@@ -901,20 +903,23 @@ impl Engine {
         if self.login.tick(&mut self.cx, &mut self.link) {
             self.sends.resume(&mut self.cx);
         }
-        self.sends.tick(&mut self.cx, &self.link);
+        // Without a grant the last copy has not left: another would stand behind it.
+        if self.may_act() {
+            self.sends.tick(&mut self.cx, &self.link);
+        }
         for query in self.cx.queries.expired(self.cx.now.mono) {
             self.answered(query, Answer::TimedOut);
         }
     }
 
     fn wake(&self) -> Option<Micros> {
-        let mut wakes = vec![Some(self.grant.until)];
+        let mut wakes = vec![Some(self.held_until())];
         match &self.phase {
             Phase::Running => wakes.extend([
                 self.link.wake(),
                 self.pairing.wake(),
                 self.login.wake(&self.cx),
-                self.sends.wake(),
+                self.sends.wake().filter(|_| self.may_act()),
                 self.cx.queries.deadline(),
             ]),
             Phase::Stopping(_, until) => wakes.push(Some(*until)),
@@ -924,7 +929,9 @@ impl Engine {
     }
 
     fn why(&self) -> &'static str {
-        if !self.cx.gate.is_empty() && self.cx.rows.in_flight() > 0 {
+        if !self.may_act() {
+            "held: no grant"
+        } else if !self.cx.gate.is_empty() && self.cx.rows.in_flight() > 0 {
             "waiting for a commit"
         } else if !self.reading.is_empty() {
             "waiting for rows"
@@ -946,9 +953,26 @@ impl Engine {
         self.cx.now.mono.plus(self.cx.config.timing.grant_margin) < self.grant.until
     }
 
+    /// When to stop for want of a grant. A connection is worth waiting for: the service would have us log in again.
+    fn held_until(&self) -> Micros {
+        let hold = self.cx.config.timing.hold;
+        let until = self.grant.until;
+        if self.link.is_up() {
+            until.plus(hold)
+        } else {
+            until
+        }
+    }
+
     fn release(&mut self, effect: Effect, wire: &mut Vec<u8>) -> Option<Output> {
         Some(match effect {
-            Effect::Open => Output::Open(self.cx.config.service.endpoint.clone()),
+            Effect::Open(generation) => {
+                // Given up while it waited.
+                if !self.link.is_opening(generation) {
+                    return None;
+                }
+                Output::Open(self.cx.config.service.endpoint.clone())
+            }
             Effect::Close(generation) => {
                 if !self.link.tell_close(generation) {
                     return None;
@@ -963,22 +987,33 @@ impl Engine {
                 wire.extend_from_slice(&bytes);
                 Output::Transmit
             }
-            Effect::Stanza(generation, payload) => match self.link.seal(generation, &payload, wire)
-            {
-                Ok(true) => {
-                    self.cx.stats.frames_out += 1;
-                    Output::Transmit
-                }
-                Ok(false) => return None,
-                Err(why) => {
-                    self.link.cut(&mut self.cx, Again::Later, why);
-                    return None;
-                }
-            },
+            Effect::Stanza(generation, payload) => {
+                self.seal(generation, &payload, wire)?;
+                Output::Transmit
+            }
+            Effect::KeepAlive(generation, payload) => {
+                self.seal(generation, &payload, wire)?;
+                Output::KeepAlive
+            }
             Effect::Event(seq, event) => Output::Event(seq, event),
             Effect::Notice(notice) => Output::Notice(notice),
             Effect::Reply(id, result) => Output::Reply(id, result),
         })
+    }
+
+    /// A frame for the wire; `None` if its connection is gone.
+    fn seal(&mut self, generation: u64, payload: &[u8], wire: &mut Vec<u8>) -> Option<()> {
+        match self.link.seal(generation, payload, wire) {
+            Ok(true) => {
+                self.cx.stats.frames_out += 1;
+                Some(())
+            }
+            Ok(false) => None,
+            Err(why) => {
+                self.link.cut(&mut self.cx, Again::Later, why);
+                None
+            }
+        }
     }
 
     // ---- the end ----------------------------------------------------------------------------------------------

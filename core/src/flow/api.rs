@@ -351,7 +351,8 @@ pub enum StopReason {
     /// engine knows of the account may never have been. Claim anew; the next engine [re-seals](crate::state::Batch).
     #[error("the database began another history (timeline {}, generation {})", .0.timeline, .0.generation)]
     HistoryChanged(Seal),
-    /// The grant ran out before it was renewed.
+    /// The grant ran out, and there was no connection to keep for the while that
+    /// [`Timing::hold`](crate::flow::Timing) says, or it was over.
     #[error("the lease ran out")]
     LeaseExpired,
     /// The service has another connection of this device. Somebody else owns the account: check the lease, never fight.

@@ -136,6 +136,10 @@ pub struct Timing {
     pub offline: Micros,
     /// How long before the grant runs out the engine stops letting effects out: covers what the driver may still hold.
     pub grant_margin: Micros,
+    /// How long a connection that stands is kept after the grant has run out, for a database that is away for a while:
+    /// pings go on, nothing else leaves, and if the same term is granted again everything goes on where it was. After
+    /// it, or when the connection breaks, the engine stops.
+    pub hold: Micros,
     /// First and later QR codes are shown this long.
     pub qr: (Micros, Micros),
 }
@@ -152,6 +156,7 @@ impl Default for Timing {
             stable: Micros::from_secs(30),
             offline: Micros::from_secs(10),
             grant_margin: Micros::from_millis(250),
+            hold: Micros::from_secs(300),
             qr: (Micros::from_secs(60), Micros::from_secs(20)),
         }
     }

@@ -23,14 +23,16 @@ use std::collections::{BTreeSet, VecDeque};
 /// An effect on its way out.
 #[derive(Debug)]
 pub(crate) enum Effect {
-    /// Ask for a connection.
-    Open,
+    /// Ask for the connection of this generation.
+    Open(u64),
     /// Close the connection of this generation.
     Close(u64),
     /// Handshake bytes, written as they are.
     Raw(u64, Vec<u8>),
     /// An encoded node for the connection of this generation. Sealed when it leaves, so that nonces follow the wire.
     Stanza(u64, Vec<u8>),
+    /// As a stanza, for a ping or the answer to one: it says nothing but that the connection is in use.
+    KeepAlive(u64, Vec<u8>),
     Event(EventSeq, Event),
     Notice(Notice),
     Reply(CommandId, Result<Reply, CommandError>),
@@ -39,7 +41,9 @@ pub(crate) enum Effect {
 impl Effect {
     fn bytes(&self) -> usize {
         match self {
-            Self::Raw(_, bytes) | Self::Stanza(_, bytes) => 64 + bytes.len(),
+            Self::Raw(_, bytes) | Self::Stanza(_, bytes) | Self::KeepAlive(_, bytes) => {
+                64 + bytes.len()
+            }
             // The text stands in the content and beside it.
             Self::Event(_, Event::Message(message)) => 256 + 2 * message.content.len(),
             Self::Notice(Notice::Qr { text, .. } | Notice::Protocol(text)) => 64 + text.len(),
@@ -79,6 +83,17 @@ impl Gate {
             return None;
         }
         let (_, effect) = self.fifo.pop_front()?;
+        self.bytes -= effect.bytes();
+        Some(effect)
+    }
+
+    /// The next effect that may leave while there is no right to act: what keeps a connection, and what ends one.
+    pub(crate) fn pop_idle(&mut self) -> Option<Effect> {
+        let at = self
+            .urgent
+            .iter()
+            .position(|effect| matches!(effect, Effect::KeepAlive(..) | Effect::Close(_)))?;
+        let effect = self.urgent.remove(at)?;
         self.bytes -= effect.bytes();
         Some(effect)
     }
@@ -259,18 +274,26 @@ impl Context {
         self.send(&node.attr("id", id));
     }
 
-    /// As [`ask`](Self::ask), past the gate.
-    pub(crate) fn ask_urgently(&mut self, node: Node, query: Query) {
+    /// Asks the service whether it is there, past the gate.
+    pub(crate) fn ping(&mut self, node: Node) {
         let (id, _) = self
             .queries
-            .open(query, self.now.mono.plus(self.config.timing.query));
-        self.send_urgent(&node.attr("id", id));
+            .open(Query::Ping, self.now.mono.plus(self.config.timing.query));
+        self.keep_alive(&node.attr("id", id));
+    }
+
+    /// Says that the connection is in use: past the gate, and even while there is no right to act.
+    pub(crate) fn keep_alive(&mut self, node: &Node) {
+        if let (Some(connection), Some(payload)) = (self.connection, self.encode(node)) {
+            self.gate
+                .push_urgent(Effect::KeepAlive(connection, payload));
+        }
     }
 
     /// Asks for a connection.
-    pub(crate) fn open_connection(&mut self) {
+    pub(crate) fn open_connection(&mut self, connection: u64) {
         self.stats.connects += 1;
-        self.queue(Effect::Open);
+        self.queue(Effect::Open(connection));
     }
 
     /// Closes a connection after what was queued before.

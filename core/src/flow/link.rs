@@ -150,7 +150,7 @@ impl Link {
         self.why = "the connection ended";
         self.deadline = Some(cx.now.mono.plus(cx.config.timing.handshake));
         cx.connection_is(Connection::Connecting);
-        cx.open_connection();
+        cx.open_connection(self.generation);
     }
 
     /// The connection stands: say hello.
@@ -259,6 +259,11 @@ impl Link {
             }
             _ => Ok(false),
         }
+    }
+
+    /// Whether the connection of this generation is still to be opened.
+    pub(crate) const fn is_opening(&self, generation: u64) -> bool {
+        generation == self.generation && matches!(self.state, State::Opening)
     }
 
     /// Whether handshake bytes or a close of this generation still mean this connection.

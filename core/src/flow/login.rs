@@ -169,7 +169,7 @@ impl Login {
             self.ping_at = Some(cx.now.mono.plus(pause));
             // The first unanswered ping counts, not the last one.
             self.pinged.get_or_insert(cx.now.mono);
-            cx.ask_urgently(iq("w:p", "get"), Query::Ping);
+            cx.ping(iq("w:p", "get"));
         }
         if self.offline_until.is_some_and(|at| at <= cx.now.mono) {
             return self.offline_done(cx);

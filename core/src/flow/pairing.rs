@@ -228,7 +228,7 @@ impl Pairing {
 }
 
 /// The answer to an `<iq>` of the service, without content.
-fn reply_to(stanza: &Node, kind: &'static str) -> Node {
+pub(crate) fn reply_to(stanza: &Node, kind: &'static str) -> Node {
     Node::new("iq")
         .attr("to", stanza.get_jid("from").unwrap_or_else(Jid::service))
         .attr("type", kind)

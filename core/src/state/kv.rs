@@ -211,7 +211,9 @@ impl<D: KeyValue> Store for KvStore<D> {
         rules::key(&key)?;
         rules::record(Table::Mailbox, &request)?;
         self.0.transact(|pairs| {
-            Account::get(pairs, account)?;
+            if Account::get(pairs, account)?.retired {
+                return Err(StoreError::Retired);
+            }
             let key = row_key(account, &key);
             let absent = pairs.get(&key)?.is_none();
             if absent {

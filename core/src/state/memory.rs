@@ -204,6 +204,9 @@ impl Store for MemoryStore {
         rules::record(Table::Mailbox, &request)?;
         let mut data = self.data();
         let account = data.account_mut(account)?;
+        if account.fence.retired {
+            return Err(StoreError::Retired);
+        }
         let absent = !account.rows.contains_key(&key);
         if absent {
             account.rows.insert(

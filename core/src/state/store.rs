@@ -68,6 +68,9 @@ pub enum StoreError {
     /// A live host has the account.
     #[error("the account is held by a live host")]
     Held,
+    /// It was moved to another database: what is meant for it belongs there.
+    #[error("the account was moved to another database")]
+    Retired,
     /// The caller is not, or not any more, a live host of this database. Join under a new incarnation.
     #[error("this host is not in the roster: it was declared dead, has left or never joined")]
     NotMember,
@@ -174,7 +177,8 @@ pub trait Store: Clone + Send + Sync + 'static {
     fn tenants(&self) -> impl Future<Output = Result<Vec<BusinessId>, StoreError>> + Send;
 
     /// Leaves a request to send for the owner, whoever that is: a row under [`Key::Mailbox`] that the owner picks up.
-    /// `false` if there is one under this id already (nothing changes then).
+    /// `false` if there is one under this id already (nothing changes then). An account that was [retired](Self::retire)
+    /// takes none ([`StoreError::Retired`]): nobody would ever read it.
     fn enqueue(
         &self,
         account: &AccountId,

@@ -2,7 +2,7 @@
 
 use crate::support::{Owner, config, service};
 use baton_core::{
-    flow::StopReason,
+    flow::{Config, StopReason},
     state::{
         AccountId, Batch, Beat, Beaten, Claim, Epoch, HostInfo, Incarnation, Key, MessageId,
         Micros, Outcome, Record, Row, Scan, Store, StoreError, Term, UnixMillis,
@@ -10,6 +10,7 @@ use baton_core::{
     },
 };
 use baton_tokio::{End, Item, Ownership, account_named};
+use sim::serve::SimServer;
 use std::{
     sync::{
         Arc,
@@ -115,17 +116,34 @@ impl Store for BadLine {
         hand_over held orphans place retire history renew_history watch vault swap_vault swap_records);
 }
 
-async fn two(server: &sim::serve::SimServer, store: &BadLine) -> (Owner, Owner) {
+async fn two(
+    server: &SimServer,
+    store: &BadLine,
+    configure: impl Fn(&mut Config),
+) -> (Owner, Owner) {
+    let mut config = config(server);
+    configure(&mut config);
     let a = account_named(store, "a").await.unwrap();
     let b = account_named(store, "b").await.unwrap();
-    let mut alice = Owner::start(store, &a, config(server));
-    let mut bob = Owner::start(store, &b, config(server));
+    let mut alice = Owner::start(store, &a, config.clone());
+    let mut bob = Owner::start(store, &b, config);
     alice.link(server, "15550000001").await;
     bob.link(server, "15550000002").await;
     (alice, bob)
 }
 
-fn assert_clean(server: &sim::serve::SimServer) {
+/// Logins of all devices so far.
+fn logins(server: &SimServer) -> usize {
+    let service = server.service();
+    let service = service.lock().unwrap();
+    service
+        .books()
+        .devices()
+        .map(|(_, device)| device.connections.len())
+        .sum()
+}
+
+fn assert_clean(server: &SimServer) {
     let service = server.service();
     let service = service.lock().unwrap();
     assert_eq!(service.books().violations(), []);
@@ -142,7 +160,7 @@ fn assert_clean(server: &sim::serve::SimServer) {
 async fn a_store_that_fails_half_the_time_only_costs_time() {
     let server = service().await;
     let store = BadLine::new();
-    let (alice, mut bob) = two(&server, &store).await;
+    let (alice, mut bob) = two(&server, &store, |_| {}).await;
     store.fail(500);
     for n in 0..40 {
         alice
@@ -166,18 +184,8 @@ async fn a_store_that_fails_half_the_time_only_costs_time() {
 async fn a_short_outage_of_the_store_does_not_cost_the_connection() {
     let server = service().await;
     let store = BadLine::new();
-    let (alice, mut bob) = two(&server, &store).await;
-    let logins = || -> usize {
-        server
-            .service()
-            .lock()
-            .unwrap()
-            .books()
-            .devices()
-            .map(|(_, device)| device.connections.len())
-            .sum()
-    };
-    let before = logins();
+    let (alice, mut bob) = two(&server, &store, |_| {}).await;
+    let before = logins(&server);
     store.fail(1000);
     let sending = tokio::spawn({
         let account = alice.account.clone();
@@ -195,16 +203,58 @@ async fn a_short_outage_of_the_store_does_not_cost_the_connection() {
     store.fail(0);
     assert_eq!(sending.await.unwrap().unwrap(), "LATE");
     assert_eq!(bob.message().await.text.as_deref(), Some("hello"));
-    assert_eq!(logins(), before);
+    assert_eq!(logins(&server), before);
     assert_clean(&server);
 }
 
-/// Longer than a lease: owners stop by their own clock and come back by themselves.
+/// Longer than a lease: the connections stay, in silence, and everything goes on where it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_longer_than_a_lease_does_not_cost_the_connection() {
+    let server = service().await;
+    let store = BadLine::new();
+    let (alice, mut bob) = two(&server, &store, |_| {}).await;
+    let before = logins(&server);
+    store.fail(1000);
+    let sending = tokio::spawn({
+        let account = alice.account.clone();
+        async move {
+            account
+                .send(crate::support::request("LATE", "15550000002", "hello"))
+                .await
+        }
+    });
+    server
+        .with(|service, now| {
+            service.phone_send("15550000001", "15550000002", "while you were out", now)
+        })
+        .unwrap();
+    // Several times the lease of these tests.
+    tokio::time::sleep(Duration::from_millis(3500)).await;
+    assert!(
+        !sending.is_finished(),
+        "what is not durable is not promised"
+    );
+    store.fail(0);
+    assert_eq!(sending.await.unwrap().unwrap(), "LATE");
+    let mut texts = vec![bob.message().await.text, bob.message().await.text];
+    texts.sort();
+    assert_eq!(
+        texts,
+        [Some("hello".to_owned()), Some("while you were out".into())]
+    );
+    assert_eq!(logins(&server), before);
+    assert_eq!(alice.end().await, End::Shutdown);
+    assert_eq!(bob.end().await, End::Shutdown);
+    assert_clean(&server);
+}
+
+/// Longer than connections are kept: owners stop by their own clock and come back by themselves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_outage_of_the_store_stops_owners_until_it_is_over() {
     let server = service().await;
     let store = BadLine::new();
-    let (mut alice, mut bob) = two(&server, &store).await;
+    let brief = |config: &mut Config| config.timing.hold = Micros::from_millis(500);
+    let (mut alice, mut bob) = two(&server, &store, brief).await;
     store.fail(1000);
     for owner in [&mut alice, &mut bob] {
         let why = owner
@@ -237,7 +287,7 @@ async fn cut_connections_lose_nothing() {
     use sim::service::{DeviceId, faults::Fault};
     let server = service().await;
     let store = BadLine::new();
-    let (alice, mut bob) = two(&server, &store).await;
+    let (alice, mut bob) = two(&server, &store, |_| {}).await;
     for n in 0..60 {
         alice
             .send(&format!("M{n}"), "15550000002", &n.to_string())

@@ -551,7 +551,7 @@ impl World {
                         },
                     );
                 }
-                Output::Transmit => {
+                Output::Transmit | Output::KeepAlive => {
                     if let Some(conn) = this.conn {
                         self.send_to_service(conn, Bytes::copy_from_slice(&wire));
                     }

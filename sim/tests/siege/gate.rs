@@ -4,7 +4,7 @@ use crate::cases;
 use crate::malice::{honest_again, stranger};
 use crate::rig::{Rig, SECOND};
 use baton_core::engine::{Grant, Input, StopReason};
-use baton_core::flow::{Command, Content, Event, Reply, SendRequest};
+use baton_core::flow::{Command, Content, Event, Reply, SendRequest, Timing};
 use baton_core::jid::Jid;
 use baton_core::proto::record;
 use baton_core::state::{Epoch, EventSeq, Key, Micros, Row, UnixMillis, codec};
@@ -145,7 +145,8 @@ proptest! {
         }
     }
 
-    /// Whenever a lease runs out: in its last moments nothing leaves any more, and then the engine is over.
+    /// Whenever a lease runs out: from its last moments on nothing leaves any more but pings, and when the connection was
+    /// kept for as long as it may be, the engine is over.
     #[test]
     fn nothing_leaves_after_the_lease(seed in any::<u8>(), at in 0..60 * SECOND, early in 0..600_000u64) {
         let mut rig = Rig::online(seed);
@@ -176,11 +177,81 @@ proptest! {
         let mut lease = rig.grant.lease;
         lease.term.epoch.0 += 1;
         rig.give(Input::Granted(Grant { lease, until: until.plus(Micros(SECOND)) }));
-        rig.now.mono = until;
+        let hold = Timing::default().hold;
+        while rig.now.mono.plus(Micros(at)) < until.plus(hold) {
+            rig.now.mono = rig.now.mono.plus(Micros(5 * SECOND)).max(until);
+            rig.give(Input::Tick);
+            rig.commit(usize::MAX);
+            prop_assert_eq!(&rig.stopped, &None);
+            let said = rig.look();
+            prop_assert!(said.is_silent(), "{:?}", said);
+        }
+        rig.now.mono = until.plus(hold);
         rig.give(Input::Tick);
         prop_assert_eq!(&rig.stopped, &Some(StopReason::LeaseExpired));
         prop_assert!(rig.look().is_silent());
     }
+
+    /// The database was away for longer than the lease: the connection was kept, and what was decided meanwhile leaves
+    /// when the same term is granted again.
+    #[test]
+    fn a_lease_that_comes_back_goes_on(seed in any::<u8>(), away in 0..300u64, texts in 1..20usize) {
+        let mut rig = Rig::online(seed);
+        let peer = rig.peer("800000000000006");
+        rig.look();
+        let until = rig.grant.until;
+        // Time passes with a living service, up to the end of the grant and beyond it.
+        while rig.now.mono < until {
+            rig.pass((5 * SECOND).min(until.0 - rig.now.mono.0));
+        }
+        prop_assert_eq!(rig.look().opens, 0);
+        rig.hold = true;
+        let mut pings = 0;
+        for n in 0..texts {
+            let text = rig.text(peer, &format!("in-{n}"), "text");
+            rig.say(&text);
+            rig.commit(usize::MAX);
+            for _ in 0..away / 5 / texts as u64 {
+                rig.pass(5 * SECOND);
+                rig.commit(usize::MAX);
+            }
+            let said = rig.look();
+            prop_assert!(said.is_silent(), "{:?}", said);
+            pings += said.pings;
+        }
+        let gone = rig.now.mono.since(until).0;
+        prop_assert!(pings as u64 >= gone / (40 * SECOND), "{} pings in {} µs", pings, gone);
+        prop_assert_eq!(&rig.stopped, &None);
+        let again = Grant { until: rig.now.mono.plus(Micros::from_secs(10)), ..rig.grant };
+        rig.give(Input::Granted(again));
+        rig.commit(usize::MAX);
+        let said = rig.look();
+        let heard: Vec<_> = said
+            .events
+            .iter()
+            .filter(|(_, event)| matches!(event, Event::Message(_)))
+            .collect();
+        prop_assert_eq!(heard.len(), texts);
+        prop_assert_eq!(said.opens + said.closes, 0, "it stayed connected");
+        prop_assert_eq!(rig.stopped, None);
+    }
+}
+
+/// A connection that breaks while nobody may act leaves nothing to wait for.
+#[test]
+fn no_connection_is_made_without_a_lease() {
+    let mut rig = Rig::online(24);
+    let until = rig.grant.until;
+    while rig.now.mono < until {
+        rig.pass((5 * SECOND).min(until.0 - rig.now.mono.0));
+    }
+    rig.pass(SECOND);
+    assert_eq!(rig.stopped, None);
+    rig.look();
+    rig.hang_up();
+    rig.pass(1);
+    assert_eq!(rig.stopped, Some(StopReason::LeaseExpired));
+    assert!(rig.look().is_silent());
 }
 
 /// A lease that is renewed in time, even in its last moment, goes on.

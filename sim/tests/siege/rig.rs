@@ -77,6 +77,8 @@ fn claim(store: &MemoryStore, account: &AccountId, who: Incarnation, ttl: Micros
 pub(crate) struct Said {
     /// Stanzas, decrypted.
     pub(crate) nodes: Vec<Node>,
+    /// How many of them only keep the connection alive.
+    pub(crate) pings: usize,
     pub(crate) events: Vec<(EventSeq, Event)>,
     pub(crate) notices: Vec<Notice>,
     pub(crate) replies: Vec<(CommandId, Result<Reply, CommandError>)>,
@@ -87,9 +89,9 @@ pub(crate) struct Said {
 }
 
 impl Said {
-    /// Whether nothing has left that somebody outside could see.
+    /// Whether nothing has left that somebody outside could see, but that somebody is there.
     pub(crate) fn is_silent(&self) -> bool {
-        self.nodes.is_empty() && self.is_mute()
+        self.nodes.len() == self.pings && self.is_mute()
     }
 
     /// As [`is_silent`](Self::is_silent), stanzas apart.
@@ -259,6 +261,14 @@ impl Rig {
             .is_some_and(|line| line.transport.is_some())
     }
 
+    /// When the engine next wants to be looked after.
+    pub(crate) fn wake(&mut self) -> Option<Micros> {
+        match self.engine.poll(&mut Vec::new()) {
+            Output::Idle { wake, .. } => wake,
+            _ => None,
+        }
+    }
+
     /// Everything said since the last look.
     pub(crate) fn look(&mut self) -> Said {
         std::mem::take(&mut self.said)
@@ -302,11 +312,7 @@ impl Rig {
         let end = self.now.mono.plus(Micros(micros));
         self.now.unix.0 += i64::try_from(micros / 1000).unwrap_or(0);
         for _ in 0..10_000 {
-            let wake = match self.engine.poll(&mut Vec::new()) {
-                Output::Idle { wake, .. } => wake,
-                _ => None,
-            };
-            match wake.filter(|wake| *wake <= end) {
+            match self.wake().filter(|wake| *wake <= end) {
                 Some(wake) => {
                     self.now.mono = self.now.mono.max(wake);
                     self.give(Input::Tick);
@@ -429,6 +435,10 @@ impl Rig {
                     self.inputs.push_back(Given::Closed);
                 }
                 Output::Transmit => self.hear(&wire),
+                Output::KeepAlive => {
+                    self.said.pings += 1;
+                    self.hear(&wire);
+                }
                 Output::Event(seq, event) => self.said.events.push((seq, event)),
                 Output::Notice(notice) => self.said.notices.push(notice),
                 Output::Reply(id, result) => self.said.replies.push((id, result)),

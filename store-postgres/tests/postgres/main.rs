@@ -8,6 +8,7 @@ mod pooler;
 mod presence;
 mod races;
 mod rows;
+mod sealed;
 mod space;
 mod strangers;
 mod versions;

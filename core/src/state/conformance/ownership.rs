@@ -362,6 +362,8 @@ pub async fn a_retired_account_never_runs_again<H: Harness>(harness: H) {
         ..Placement::default()
     };
     store.place(&id, run).await.expect("place");
+    let left = store.enqueue(&id, "before".into(), record("asked"), UnixMillis(1));
+    assert_eq!(left.await, Ok(true));
     assert_eq!(store.retire(new_life(), &id, epoch).await, Ok(false));
     let old = Epoch(epoch.0 - 1);
     assert_eq!(store.retire(who, &id, old).await, Ok(false));
@@ -376,8 +378,17 @@ pub async fn a_retired_account_never_runs_again<H: Harness>(harness: H) {
     assert_eq!(store.orphans(None, 10).await, Ok(vec![]));
     let listed = store.accounts(&id.business).await.expect("accounts");
     assert!(listed[0].retired && listed[0].holder.is_none());
+    // A request for it would never be read.
+    for name in ["before", "after"] {
+        let left = store.enqueue(&id, name.into(), record("other"), UnixMillis(1));
+        assert_eq!(left.await, Err(StoreError::Retired));
+    }
     let kept = Row::Present(record("kept"));
     assert_eq!(owner.load(&Key::Counters).await, kept);
+    assert_eq!(
+        owner.load(&Key::Mailbox("before".into())).await,
+        Row::Present(record("asked"))
+    );
     let again = harness.open();
     assert_eq!(claim(&again, &id, who).await, Claim::Retired);
     store.delete_account(&id).await.expect("delete");
