@@ -182,7 +182,9 @@ impl<S: Store> Sealed<S> {
         at: Option<UnixMillis>,
     ) -> Result<Option<Arc<Ring>>, StoreError> {
         let vault = self.inner.vault(business).await?;
-        let ring = Ring::read(business, &vault, &self.shared.masters, at).map(Arc::new);
+        let before = self.cached(business);
+        let masters = &self.shared.masters;
+        let ring = Ring::read(business, &vault, masters, before.as_deref(), at).map(Arc::new);
         let mut rings = self.rings();
         match &ring {
             Some(ring) => rings.insert(business.clone(), Arc::clone(ring)),

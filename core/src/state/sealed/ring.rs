@@ -18,7 +18,7 @@ use crate::{
     crypto::{SecretKey, XChaCha},
     state::{BusinessId, Record, UnixMillis, sealed::MasterKeyId},
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 use zeroize::{Zeroize, Zeroizing};
 
 /// First byte of a wrapped key.
@@ -47,7 +47,7 @@ pub(super) enum Held {
 
 /// A data key at work.
 pub(super) struct DataKey {
-    pub(super) cipher: XChaCha,
+    pub(super) cipher: Arc<XChaCha>,
     pub(super) about: About,
 }
 
@@ -69,16 +69,20 @@ pub(super) enum Fault {
 }
 
 impl Ring {
+    /// `before` is what was known of the tenant until now.
     pub(super) fn read(
         business: &BusinessId,
         vault: &[(u32, Record)],
         masters: &MasterKeys,
+        before: Option<&Self>,
         looked: Option<UnixMillis>,
     ) -> Option<Self> {
-        let keys: BTreeMap<_, _> = vault
-            .iter()
-            .map(|(number, wrapped)| (*number, Held::read(business, *number, wrapped, masters)))
-            .collect();
+        let read = |(number, wrapped): &(u32, Record)| {
+            let before = before.and_then(|ring| ring.keys.get(number));
+            let held = Held::read(business, *number, wrapped, masters, before);
+            (*number, held)
+        };
+        let keys: BTreeMap<_, _> = vault.iter().map(read).collect();
         // Numbers only go up, and the newest key is the last that a tenant loses.
         let current = *keys.last_key_value()?.0;
         Some(Self {
@@ -122,13 +126,32 @@ impl Ring {
 }
 
 impl Held {
-    fn read(business: &BusinessId, number: u32, wrapped: &Record, masters: &MasterKeys) -> Self {
-        match unwrap(business, number, wrapped, masters) {
-            Ok((secret, about)) => Self::Usable(DataKey {
-                cipher: XChaCha::new(secret.as_bytes()),
+    fn read(
+        business: &BusinessId,
+        number: u32,
+        wrapped: &Record,
+        masters: &MasterKeys,
+        before: Option<&Self>,
+    ) -> Self {
+        match (unwrap(business, number, wrapped, masters), before) {
+            (Ok((secret, about)), _) => Self::Usable(DataKey {
+                cipher: Arc::new(XChaCha::new(secret.as_bytes())),
                 about,
             }),
-            Err(fault) => Self::Unusable(fault),
+            // Wrapped anew with a master key that we do not have; it is the key that we do have. Numbers begin again
+            // when a tenant was forgotten, moments do not. Nobody vouches for the rest of what stands there.
+            (Err(Fault::OtherMaster(master)), Some(Self::Usable(key)))
+                if header(wrapped).is_ok_and(|about| about.made_at == key.about.made_at) =>
+            {
+                Self::Usable(DataKey {
+                    cipher: Arc::clone(&key.cipher),
+                    about: About {
+                        master,
+                        ..key.about
+                    },
+                })
+            }
+            (Err(fault), _) => Self::Unusable(fault),
         }
     }
 }
@@ -186,17 +209,11 @@ pub(super) fn unwrap(
     wrapped: &Record,
     masters: &MasterKeys,
 ) -> Result<(SecretKey, About), Fault> {
-    let (header, rest) = match wrapped.0.split_first_chunk::<HEADER>() {
-        Some((header, rest)) if header[0] == MARKER => (header, rest),
-        _ => return Err(Fault::Damaged),
-    };
-    let [_, format, id @ .., flags, t0, t1, t2, t3, t4, t5, t6, t7] = *header;
-    if format != FORMAT || flags & !PLAIN_ROWS != 0 {
-        return Err(Fault::Newer);
-    }
+    let about = header(wrapped)?;
+    let (header, rest) = wrapped.0.split_at_checked(HEADER).ok_or(Fault::Damaged)?;
     let master = masters
-        .get(MasterKeyId(id))
-        .ok_or(Fault::OtherMaster(MasterKeyId(id)))?;
+        .get(about.master)
+        .ok_or(Fault::OtherMaster(about.master))?;
     let (nonce, sealed) = rest.split_first_chunk().ok_or(Fault::Damaged)?;
     let mut bytes = master
         .wrap()
@@ -211,12 +228,24 @@ pub(super) fn unwrap(
     if !fits {
         return Err(Fault::Damaged);
     }
-    let about = About {
+    Ok((SecretKey::from_bytes(*secret), about))
+}
+
+/// What stands in front of a wrapped key; true only once it is unwrapped.
+fn header(wrapped: &Record) -> Result<About, Fault> {
+    let header = match wrapped.0.split_first_chunk::<HEADER>() {
+        Some((header, _)) if header[0] == MARKER => header,
+        _ => return Err(Fault::Damaged),
+    };
+    let [_, format, id @ .., flags, t0, t1, t2, t3, t4, t5, t6, t7] = *header;
+    if format != FORMAT || flags & !PLAIN_ROWS != 0 {
+        return Err(Fault::Newer);
+    }
+    Ok(About {
         master: MasterKeyId(id),
         plain_rows: flags & PLAIN_ROWS != 0,
         made_at: UnixMillis(i64::from_be_bytes([t0, t1, t2, t3, t4, t5, t6, t7])),
-    };
-    Ok((SecretKey::from_bytes(*secret), about))
+    })
 }
 
 fn context(business: &BusinessId, number: u32, header: &[u8]) -> Vec<u8> {

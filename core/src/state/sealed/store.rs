@@ -7,9 +7,8 @@ use super::{
     vault::Trouble,
 };
 use crate::state::{
-    AccountId, AccountInfo, Batch, Beat, Beaten, BusinessId, Change, Claim, Epoch, HandOver,
-    HostInfo, HostView, Incarnation, Key, Lease, MessageId, Micros, Orphan, Outcome, Placement,
-    Record, Row, Scan, Seal, Store, StoreError, Table, Term, UnixMillis, rules,
+    AccountId, AccountInfo, Batch, BusinessId, Key, MessageId, Outcome, Record, Row, Scan, Store,
+    StoreError, Table, UnixMillis, rules,
 };
 use std::sync::Arc;
 
@@ -125,132 +124,12 @@ impl<S: Store> Store for Sealed<S> {
         }
     }
 
-    async fn confirm(&self, terms: Vec<(AccountId, Term)>) -> Result<Vec<Outcome>, StoreError> {
-        self.inner.confirm(terms).await
-    }
-
-    async fn create_account(
-        &self,
-        business: &BusinessId,
-        name: &str,
-    ) -> Result<AccountId, StoreError> {
-        self.inner.create_account(business, name).await
-    }
-
-    async fn delete_account(&self, account: &AccountId) -> Result<(), StoreError> {
-        self.inner.delete_account(account).await
-    }
-
-    async fn tenants(&self) -> Result<Vec<BusinessId>, StoreError> {
-        self.inner.tenants().await
-    }
-
-    async fn retain(
-        &self,
-        account: &AccountId,
-        table: Table,
-        before: UnixMillis,
-        limit: u32,
-    ) -> Result<u32, StoreError> {
-        self.inner.retain(account, table, before, limit).await
-    }
-
-    async fn join(&self, who: Incarnation, info: HostInfo, ttl: Micros) -> Result<u16, StoreError> {
-        self.inner.join(who, info, ttl).await
-    }
-
-    async fn beat(&self, who: Incarnation, beat: Beat) -> Result<Beaten, StoreError> {
-        self.inner.beat(who, beat).await
-    }
-
-    async fn hosts(&self) -> Result<Vec<HostView>, StoreError> {
-        self.inner.hosts().await
-    }
-
-    async fn declare_dead(&self, by: Incarnation, dead: Incarnation) -> Result<bool, StoreError> {
-        self.inner.declare_dead(by, dead).await
-    }
-
-    async fn leave(&self, who: Incarnation) -> Result<(), StoreError> {
-        self.inner.leave(who).await
-    }
-
-    async fn claim(
-        &self,
-        who: Incarnation,
-        accounts: Vec<AccountId>,
-    ) -> Result<Vec<Claim>, StoreError> {
-        self.inner.claim(who, accounts).await
-    }
-
-    async fn release(
-        &self,
-        who: Incarnation,
-        accounts: Vec<(AccountId, Epoch)>,
-    ) -> Result<(), StoreError> {
-        self.inner.release(who, accounts).await
-    }
-
-    async fn hand_over(
-        &self,
-        who: Incarnation,
-        account: &AccountId,
-        epoch: Epoch,
-        to: Incarnation,
-    ) -> Result<HandOver, StoreError> {
-        self.inner.hand_over(who, account, epoch, to).await
-    }
-
-    async fn held(&self, who: Incarnation) -> Result<Vec<(AccountId, Lease)>, StoreError> {
-        self.inner.held(who).await
-    }
-
-    async fn orphans(
-        &self,
-        after: Option<AccountId>,
-        limit: u32,
-    ) -> Result<Vec<Orphan>, StoreError> {
-        self.inner.orphans(after, limit).await
-    }
-
-    async fn place(&self, account: &AccountId, placement: Placement) -> Result<(), StoreError> {
-        self.inner.place(account, placement).await
-    }
-
-    async fn retire(
-        &self,
-        who: Incarnation,
-        account: &AccountId,
-        epoch: Epoch,
-    ) -> Result<bool, StoreError> {
-        self.inner.retire(who, account, epoch).await
-    }
-
-    async fn history(&self) -> Result<Seal, StoreError> {
-        self.inner.history().await
-    }
-
-    async fn renew_history(&self, now: Seal) -> Result<Seal, StoreError> {
-        self.inner.renew_history(now).await
-    }
-
-    async fn watch(&self, who: Incarnation) -> Result<Change, StoreError> {
-        self.inner.watch(who).await
-    }
-
-    async fn vault(&self, business: &BusinessId) -> Result<Vec<(u32, Record)>, StoreError> {
-        self.inner.vault(business).await
-    }
-
-    async fn swap_vault(
-        &self,
-        business: &BusinessId,
-        number: u32,
-        old: Option<Record>,
-        new: Option<Record>,
-    ) -> Result<bool, StoreError> {
-        self.inner.swap_vault(business, number, old, new).await
-    }
+    crate::delegate_store!(inner:
+        confirm create_account delete_account tenants retain
+        join beat hosts declare_dead leave
+        claim release hand_over held orphans place retire history renew_history watch
+        vault swap_vault
+    );
 }
 
 impl<S: Store> Sealed<S> {

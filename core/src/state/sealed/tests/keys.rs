@@ -415,6 +415,41 @@ fn the_master_key_is_changed_by_wrapping_data_keys_anew() {
     });
 }
 
+/// A process that was not told goes on with the data key that it has; a new one is none of its.
+#[test]
+fn a_process_with_the_old_master_key_goes_on_with_what_it_knows() {
+    block_on(async {
+        let below = memory();
+        let mut engine = furnish(&open(&below), "main").await;
+        let both = MasterKeys::new(master(2)).and(master(1));
+        let sealed = open_with(&below, both, PlainRows::Refuse).unwrap();
+        sealed.rewrap_all().await.unwrap();
+        let mut batches = |at: UnixMillis| {
+            let mut batch = engine.batch([(Key::Counters, Some(secret("later")))]);
+            batch.at = at;
+            (engine.store.clone(), batch)
+        };
+        let (store, batch) = batches(after(10));
+        assert_eq!(
+            store.commit(vec![batch]).await,
+            Ok(vec![Outcome::Committed])
+        );
+        let keys = || vec![Key::Counters];
+        let expected = Ok(vec![Row::Present(secret("later"))]);
+        let id = store.accounts(&acme()).await.unwrap().remove(0).id;
+        assert_eq!(store.load(&id, keys()).await, expected);
+        assert_eq!(sealed.load(&id, keys()).await, expected);
+
+        sealed.rotate(&acme(), after(11)).await.unwrap();
+        let (store, batch) = batches(after(20));
+        let outcomes = store.commit(vec![batch]).await.unwrap();
+        assert!(
+            matches!(&outcomes[..], [Outcome::Rejected(why)] if why.contains("master key")),
+            "{outcomes:?}"
+        );
+    });
+}
+
 #[test]
 fn a_tenant_without_keys_is_gone() {
     block_on(async {
