@@ -178,8 +178,9 @@ proptest! {
         lease.term.epoch.0 += 1;
         rig.give(Input::Granted(Grant { lease, until: until.plus(Micros(SECOND)) }));
         let hold = Timing::default().hold;
-        while rig.now.mono.plus(Micros(at)) < until.plus(hold) {
-            rig.now.mono = rig.now.mono.plus(Micros(5 * SECOND)).max(until);
+        let last = Micros(until.plus(hold).0 - 1);
+        while rig.now.mono.plus(Micros(at)) < last {
+            rig.now.mono = rig.now.mono.plus(Micros(5 * SECOND)).max(until).min(last);
             rig.give(Input::Tick);
             rig.commit(usize::MAX);
             prop_assert_eq!(&rig.stopped, &None);
