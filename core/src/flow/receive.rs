@@ -31,6 +31,7 @@ const NACK_PROTOBUF: u16 = 491;
 
 /// Reason codes of retry receipts that are not a [`DecryptError`]'s (fact sheet 05.15).
 const RETRY_ADV: u8 = 12;
+const RETRY_KEY_MISSING: u8 = 9;
 
 /// Who wrote what where.
 #[derive(Clone, Debug)]
@@ -94,6 +95,20 @@ impl Incoming {
             from_me,
             peer,
         })
+    }
+
+    /// The duplicate marks it may have left: while its author's LID was not known, under the phone number.
+    fn marks(&self, address: &Jid) -> Vec<Key> {
+        let alt = self.alt.as_ref();
+        let alt = alt.map(|alt| alt.bare().with_device(self.sender.device()));
+        let mut marks: Vec<Key> = [Some(address), Some(&self.sender), alt.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(|author| mark(author, &self.id))
+            .collect();
+        marks.sort();
+        marks.dedup();
+        marks
     }
 
     /// The phone number and the LID of the author, if both are in the stanza.
@@ -179,7 +194,7 @@ pub(crate) fn needs(cx: &mut Context, stanza: &Node) -> Vec<Key> {
         return keys;
     }
     let address = address(cx, &incoming.sender, incoming.alt.as_ref());
-    keys.push(mark(&address, &incoming.id));
+    keys.extend(incoming.marks(&address));
     keys.push(Key::Session(address.clone()));
     keys.push(Key::Identity(address.clone()));
     if address != incoming.sender {
@@ -246,7 +261,8 @@ pub(crate) fn message(cx: &mut Context, retries: &mut Retries, stanza: &Node) {
     }
     let address = address(cx, &incoming.sender, incoming.alt.as_ref());
     let mark = mark(&address, &incoming.id);
-    if cx.rows.get(&mark).is_some() {
+    let marks = incoming.marks(&address);
+    if marks.iter().any(|mark| cx.rows.get(mark).is_some()) {
         cx.stats.duplicates += 1;
         receipt(cx, stanza, &incoming);
         return;
@@ -295,10 +311,13 @@ pub(crate) fn message(cx: &mut Context, retries: &mut Retries, stanza: &Node) {
         }
     }
     match failure {
+        // Its key is used up, and not by it: a sender that loses a step of its ratchet uses a key for two messages, and
+        // this is the second of them. Dropped as a duplicate it would be lost.
+        None | Some(Failure::Duplicate) if had && texts.is_empty() => {
+            cx.stats.decrypt_failures += 1;
+            retries.ask(cx, stanza, &incoming, RETRY_KEY_MISSING, false);
+        }
         None | Some(Failure::Duplicate) => {
-            if had && texts.is_empty() {
-                cx.stats.duplicates += 1;
-            }
             let mut seen = record::Seen::default();
             for content in texts {
                 seen.event = Some(show(cx, stanza, &incoming, content).0);

@@ -31,8 +31,9 @@ pub enum EncryptError {
 /// Why a message did not decrypt. The record is as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecryptError {
-    /// It decrypted before: acknowledge and drop it. Never answered by a retry request.
-    #[error("the message was decrypted before")]
+    /// Its key has been used: it decrypted before, or its sender used one key for two messages. Who knows the messages
+    /// by their ids can tell the two apart; without that, acknowledge and drop it.
+    #[error("the key of the message is used up")]
     Duplicate,
     /// There is no session, or no such sender key, for this sender.
     #[error("there is no session for the message")]

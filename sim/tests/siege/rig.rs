@@ -644,6 +644,7 @@ impl Rig {
 }
 
 /// Somebody with a device.
+#[derive(Clone)]
 pub(crate) struct Peer {
     pub(crate) jid: Jid,
     identity: KeyPair,

@@ -6,7 +6,7 @@ use crate::{cases, rest, texts};
 use baton_core::crypto::Rng;
 use baton_core::engine::{Input, Output, StopReason};
 use baton_core::flow::{Command, CommandError, Content, Event, Limits, Notice, Reply, SendRequest};
-use baton_core::jid::Jid;
+use baton_core::jid::{Jid, Server};
 use baton_core::proto::e2e;
 use baton_core::signal;
 use baton_core::signal::SenderKeyRecord;
@@ -714,5 +714,90 @@ fn a_broken_connection_does_not_spin() {
                 _ => {}
             }
         }
+    }
+}
+
+/// whatsmeow sent two texts under one message key when it took a message in while it sent the second; the second was
+/// taken for a copy of the first, and was lost.
+#[test]
+fn a_key_used_for_two_messages_costs_none_of_them() {
+    let mut rig = Rig::online(31);
+    let peer = rig.peer("800000000000012");
+    let jid = rig.peers[peer].jid.clone();
+    let before = rig.text(peer, "m-0", "before");
+    rig.say(&before);
+    let forgotten = rig.peers[peer].clone();
+    let one = rig.text(peer, "m-1", "one");
+    rig.peers[peer] = forgotten;
+    let two = rig.text(peer, "m-2", "two");
+    rig.say(&one);
+    rig.look();
+    rig.say(&two);
+    let said = rig.look();
+    let receipts: Vec<_> = said
+        .nodes
+        .iter()
+        .filter(|node| node.tag() == "receipt")
+        .map(|node| (node.get_string("id"), node.get_string("type")))
+        .collect();
+    assert_eq!(receipts, [(Some("m-2".into()), Some("retry".into()))]);
+    assert_eq!(said.events, []);
+
+    // A copy of what was read is a copy, under either address of its sender.
+    let phone = Jid::new("15550000012", Server::User).unwrap();
+    let learned = one.clone().attr("sender_pn", &phone);
+    for copy in [&one, &learned] {
+        rig.say(copy);
+        let said = rig.look();
+        assert!(said.events.is_empty() && rig.stopped.is_none());
+        assert!(
+            !said
+                .nodes
+                .iter()
+                .any(|node| node.get_str("type") == Some("retry"))
+        );
+    }
+
+    let again = rig.text(peer, "m-2", "two");
+    rig.say(&again);
+    let said = rig.look();
+    let texts: Vec<_> = said
+        .events
+        .iter()
+        .filter_map(|(_, event)| match event {
+            Event::Message(message) => Some((message.id.as_str().to_owned(), message.text.clone())),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(texts, [("m-2".to_owned(), Some("two".to_owned()))]);
+    assert_eq!(rig.engine.stats().duplicates, 2, "{jid}");
+}
+
+/// The mark of a message stands under the phone number when its author's LID was not known; a copy that tells the LID
+/// is a copy all the same.
+#[test]
+fn a_copy_that_tells_another_address_is_a_copy() {
+    let mut rig = Rig::online(32);
+    let peer = rig.peer("800000000000013");
+    let lid = rig.peers[peer].jid.clone();
+    let phone = Jid::new("15550000013", Server::User).unwrap();
+    rig.peers[peer].jid = phone.clone();
+    let first = rig.text(peer, "m-1", "one");
+    rig.say(&first);
+    assert_eq!(rig.look().events.len(), 1);
+    for copy in [
+        first.clone().attr("sender_lid", &lid),
+        first.clone().attr("from", &lid).attr("sender_pn", &phone),
+    ] {
+        rig.say(&copy);
+        let said = rig.look();
+        assert_eq!(said.events, []);
+        assert!(
+            !said
+                .nodes
+                .iter()
+                .any(|node| node.get_str("type") == Some("retry")),
+            "{said:?}"
+        );
     }
 }
