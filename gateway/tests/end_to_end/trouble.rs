@@ -182,34 +182,16 @@ async fn a_store_that_fails_half_the_time_only_costs_time() {
 /// Shorter than a lease: nobody notices but those who wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_short_outage_of_the_store_does_not_cost_the_connection() {
-    let server = service().await;
-    let store = BadLine::new();
-    let (alice, mut bob) = two(&server, &store, |_| {}).await;
-    let before = logins(&server);
-    store.fail(1000);
-    let sending = tokio::spawn({
-        let account = alice.account.clone();
-        async move {
-            account
-                .send(crate::support::request("LATE", "15550000002", "hello"))
-                .await
-        }
-    });
-    tokio::time::sleep(Duration::from_millis(400)).await;
-    assert!(
-        !sending.is_finished(),
-        "what is not durable is not promised"
-    );
-    store.fail(0);
-    assert_eq!(sending.await.unwrap().unwrap(), "LATE");
-    assert_eq!(bob.message().await.text.as_deref(), Some("hello"));
-    assert_eq!(logins(&server), before);
-    assert_clean(&server);
+    outage(Duration::from_millis(400)).await;
 }
 
-/// Longer than a lease: the connections stay, in silence, and everything goes on where it was.
+/// Several times a lease: the connections stay, in silence, and everything goes on where it was.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_longer_than_a_lease_does_not_cost_the_connection() {
+    outage(Duration::from_millis(3500)).await;
+}
+
+async fn outage(lasts: Duration) {
     let server = service().await;
     let store = BadLine::new();
     let (alice, mut bob) = two(&server, &store, |_| {}).await;
@@ -228,8 +210,7 @@ async fn an_outage_longer_than_a_lease_does_not_cost_the_connection() {
             service.phone_send("15550000001", "15550000002", "while you were out", now)
         })
         .unwrap();
-    // Several times the lease of these tests.
-    tokio::time::sleep(Duration::from_millis(3500)).await;
+    tokio::time::sleep(lasts).await;
     assert!(
         !sending.is_finished(),
         "what is not durable is not promised"
