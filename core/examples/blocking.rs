@@ -20,8 +20,8 @@ use baton_core::{
     crypto::PublicKey,
     engine::{Engine, Grant, Input, Now, Output},
     flow::{
-        Command, CommandId, Config, Endpoint, Event, Limits, Notice, PreKeyPolicy, Profile,
-        ServiceConfig, Timing,
+        Command, CommandId, Config, Endpoint, Event, Fetched, Limits, Notice, PreKeyPolicy,
+        Profile, ServiceConfig, Timing,
     },
     state::{
         Beat, Beaten, BusinessId, Claim, HostInfo, Incarnation, Micros, Outcome, Store, UnixMillis,
@@ -127,6 +127,13 @@ fn main() -> Result<(), Box<dyn Error>> {
                 }
                 continue;
             }
+            // This example has no HTTP: files that the phone offers stay where they are.
+            Output::Fetch(id, _) => {
+                let failed = Fetched::Failed { gone: true };
+                engine.handle(Input::Fetched(id, failed), clock.now());
+                continue;
+            }
+            Output::FetchMore(_) | Output::StopFetch(_) => continue,
             Output::Event(seq, event) => {
                 show(&event);
                 // Printed is as good as kept, here. A real consumer acknowledges what its own database has.
@@ -165,6 +172,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let beat = Beat {
                 draining: false,
                 accounts: 1,
+                live: 0,
                 ttl: LEASE,
             };
             if let Beaten::Renewed(_) = block_on(store.beat(WHO, beat))? {

@@ -13,9 +13,13 @@
 //! | 1 | [`jid`] | addresses as types |
 //! | 2 | [`wire`] | bytes ↔ nodes: frames, Noise, binary XML |
 //! | 2 | [`signal`] | X3DH, Double Ratchet, sender keys |
+//! | 2 | [`media`] | files outside the protocol: decrypted in pieces |
+//! | 2 | [`appstate`] | LTHash, patches and snapshots of settings |
+//! | 2 | [`history`] | the phone's past, in chunks |
 //! | 3 | [`state`] | the language of persistence: keys, records, batches, the store trait |
 //! | 4 | [`flow`] | one small machine per protocol flow |
 //! | 5 | [`archive`] | one account out of a store and into another, as an encrypted file |
+//! | 5 | [`cluster`] | which host keeps which account, through crashes, freezes and rolling updates |
 //! | 5 | [`engine`] | one account: routes inputs, collects effects, holds the durability gate |
 #![warn(missing_docs)]
 // Bytes from outside end in an error. Tests may do as they like.
@@ -29,11 +33,15 @@
     )
 )]
 
+pub mod appstate;
 pub mod archive;
+pub mod cluster;
 pub mod crypto;
 pub mod engine;
 pub mod flow;
+pub mod history;
 pub mod jid;
+pub mod media;
 pub mod proto;
 pub mod signal;
 pub mod state;

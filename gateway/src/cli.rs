@@ -1,6 +1,8 @@
 //! Flags, verbs, exit codes.
 
-use crate::{archive, demo, host, key, link, restored, send, setup::Failure, tail};
+use crate::{
+    archive, demo, host, hosts, key, link, people, restored, send, serve, setup::Failure, tail,
+};
 use clap::{Args, Parser, Subcommand};
 use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 use tracing_subscriber::EnvFilter;
@@ -46,6 +48,9 @@ pub struct Common {
     /// Say on standard error what goes on.
     #[arg(long, short, global = true)]
     pub verbose: bool,
+    /// Be noticed, and notice other hosts, by leases alone.
+    #[arg(skip)]
+    pub without_presence: bool,
 }
 
 /// The key that what is in the rows is encrypted with. The environment may say it as well: `BATON_KEY_FILE`,
@@ -77,6 +82,19 @@ enum Verb {
     Send(send::Flags),
     /// Print an account's events as they come. An event is done with when it is printed.
     Tail(tail::Flags),
+    /// Serve every account whose lease this host wins; any number of hosts may share a store. Events go to standard
+    /// output as JSON lines and are done with when they are written.
+    Serve(serve::Flags),
+    /// The hosts that share this store.
+    Hosts(hosts::HostsFlags),
+    /// Let a host hand all its accounts over to others and take no new ones.
+    Drain(hosts::DrainFlags),
+    /// Move an account to another host.
+    Move(hosts::MoveFlags),
+    /// Print whom an account knows: its address book, and what people call themselves.
+    Contacts(people::Flags),
+    /// Print an account's chats and what is set for them: muted, pinned, archived, labels.
+    Chats(people::Flags),
     /// The master key: make one, encrypt a database, rotate keys.
     Key(key::Flags),
     /// Move an account out of the store, into an encrypted file.
@@ -87,7 +105,7 @@ enum Verb {
     Restored,
     /// Show that accounts survive kill -9: simulated service, real processes, no network, no phone.
     Demo(demo::Flags),
-    /// Serve many accounts, told what to do by JSON lines on standard input.
+    /// `serve` for demonstrations and tests.
     #[command(hide = true)]
     Host(host::Flags),
 }
@@ -111,6 +129,12 @@ pub fn main() -> ExitCode {
             Verb::Link(flags) => link::run(&common, flags).await,
             Verb::Send(flags) => send::run(&common, flags).await,
             Verb::Tail(flags) => tail::run(&common, flags).await,
+            Verb::Serve(flags) => serve::run(&common, flags).await,
+            Verb::Hosts(flags) => hosts::hosts(&common, flags).await,
+            Verb::Drain(flags) => hosts::drain(&common, flags).await,
+            Verb::Move(flags) => hosts::move_account(&common, flags).await,
+            Verb::Contacts(flags) => people::contacts(&common, flags).await,
+            Verb::Chats(flags) => people::chats(&common, flags).await,
             Verb::Key(flags) => key::run(&common, flags).await,
             Verb::Export(flags) => archive::export(&common, flags).await,
             Verb::Import(flags) => archive::import(&common, flags).await,

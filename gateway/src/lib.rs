@@ -5,8 +5,10 @@
 //! | [`cli`] | flags, verbs, exit codes |
 //! | [`store`] | SQLite or PostgreSQL, encrypted or not, behind one type; how it is opened |
 //! | [`setup`] | from flags to a store, an account, a configuration |
-//! | `link`, `send`, `tail`, `key`, `archive`, `restored` | a verb each, or two |
-//! | [`host`] | many accounts in one process, driven by JSON lines |
+//! | `link`, `send`, `tail`, `people`, `key`, `archive`, `restored` | a verb each, or two |
+//! | `serve` | every account whose lease this host wins |
+//! | `hosts` | the fleet: who is in it, draining, moving |
+//! | `host` | `serve` with the switches of the demonstration |
 //! | [`report`] | events as JSON and as lines for people; QR codes |
 //! | [`stage`] | a service, host processes, a consumer that keeps books, and a judge |
 //! | `demo` | the stage with one scenario, told as a timeline |
@@ -15,12 +17,15 @@
 mod archive;
 pub mod cli;
 mod demo;
-pub mod host;
+mod host;
+mod hosts;
 mod key;
 mod link;
+mod people;
 pub mod report;
 mod restored;
 mod send;
+mod serve;
 pub mod setup;
 pub mod stage;
 pub mod store;

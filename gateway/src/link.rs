@@ -43,6 +43,7 @@ pub(crate) async fn run(common: &Common, _flags: Flags) -> Result<(), Failure> {
         && known.state == LinkState::Linked
         && let Some(jid) = &known.jid
     {
+        setup::wish_to_run(&store, &id).await?;
         return told(say_linked(
             common,
             &jid.to_string(),
@@ -68,8 +69,13 @@ pub(crate) async fn run(common: &Common, _flags: Flags) -> Result<(), Failure> {
         )));
     }
 
-    let mut running = Running::start(setup::host(store), id, config);
+    let (host, _) = setup::host(store.clone(), "link")?;
+    let mut running = Running::start(host, id.clone(), config);
     let done = watch(common, &mut running).await;
+    if done.is_ok() {
+        // Before it is given back, so that a fleet takes it at once.
+        setup::wish_to_run(&store, &id).await?;
+    }
     running.stop().await;
     done
 }

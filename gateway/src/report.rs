@@ -52,6 +52,37 @@ pub fn event_json(account: &str, seq: EventSeq, event: &Event) -> Value {
         Event::HistoryLost { after, losses } => {
             json!({ "event": "history_lost", "after": after.0, "losses": losses })
         }
+        Event::Setting(setting) => json!({
+            "event": "setting",
+            "collection": setting.collection.as_str(),
+            "kind": setting.action.kind(),
+            "at": setting.at,
+            "own": setting.own,
+        }),
+        Event::SettingsReplaced {
+            collection,
+            version,
+            settings,
+        } => json!({
+            "event": "settings_replaced",
+            "collection": collection.as_str(),
+            "version": version,
+            "settings": settings,
+        }),
+        Event::SyncFailed { collection, why } => {
+            json!({ "event": "sync_failed", "collection": collection.as_str(), "why": why })
+        }
+        Event::History(part) => json!({
+            "event": "history",
+            "source": part.source.as_str(),
+            "part": part.part,
+            "messages": part.messages.len(),
+        }),
+        Event::HistoryEnded {
+            source, items, why, ..
+        } => {
+            json!({ "event": "history_ended", "source": source.as_str(), "items": items, "why": why })
+        }
         _ => json!({ "event": "other" }),
     };
     object["account"] = account.into();
@@ -90,7 +121,7 @@ pub fn event_line(seq: EventSeq, event: &Event) -> String {
 }
 
 /// Text from strangers must not move the cursor.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()
@@ -140,6 +171,22 @@ pub fn line(text: impl std::fmt::Display) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{text}")?;
     out.flush()
+}
+
+/// Writes columns, each as wide as its widest cell.
+pub fn table<const N: usize>(rows: &[[String; N]]) -> std::io::Result<()> {
+    let width = |n: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(n));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    for row in rows {
+        let cells = row.iter().zip(&widths);
+        let text = cells.map(|(cell, width)| format!("{cell:<width$}"));
+        let text: Vec<String> = text.collect();
+        line(text.join("  ").trim_end())?;
+    }
+    Ok(())
 }
 
 /// Draws QR codes on the terminal, each in the place of the one before.

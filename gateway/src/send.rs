@@ -87,7 +87,11 @@ pub(crate) async fn run(common: &Common, flags: Flags) -> Result<(), Failure> {
         .map_err(setup::store_failed)?;
     say(common, "accepted", &id, None)?;
 
-    let mut running = Running::start(setup::host(store.clone()), info.id.clone(), config);
+    let mut running = Running::start(
+        setup::host(store.clone(), "send")?.0,
+        info.id.clone(),
+        config,
+    );
     let done = tokio::select! { biased;
         done = follow(common, &store, &info.id, &id, flags.wait) => done,
         end = &mut running.end => return Err(setup::ended(end)),

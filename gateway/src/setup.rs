@@ -11,9 +11,10 @@ use baton_core::{
         Timing, describe_device,
     },
     jid::Jid,
-    state::{AccountId, AccountInfo, BusinessId, Row, Store as _, StoreError},
+    state::{AccountId, AccountInfo, BusinessId, HostInfo, Placement, Row, Store as _, StoreError},
 };
 use baton_tokio::{End, Host, SystemEnv, TcpConnector};
+use smol_str::SmolStr;
 use std::time::Duration;
 
 /// A host as this binary uses it.
@@ -161,15 +162,39 @@ fn root_key(hex: &str) -> Option<PublicKey> {
     PublicKey::from_slice(&bytes?).ok()
 }
 
-/// A host over the operating system.
-#[must_use]
-pub fn host(store: AnyStore) -> SystemHost {
-    Host::new(
-        store,
-        TcpConnector::new(),
-        SystemEnv::new(),
-        baton_tokio::Options::default(),
-    )
+/// A host for one account and a while: it is in the roster, and no account is given to it that it did not ask for.
+/// `role` and a random number are its name, by which an account can be pinned to it.
+pub fn host(store: AnyStore, role: &str) -> Result<(SystemHost, SmolStr), Failure> {
+    let mut random = [0; 4];
+    getrandom::fill(&mut random)
+        .map_err(|error| Failure::setup(format!("no randomness: {error}")))?;
+    let name = format!(
+        "{}-{:08x}",
+        role.trim_end_matches('-'),
+        u32::from_le_bytes(random)
+    );
+    let mut options = baton_tokio::Options::default();
+    options.member.info = HostInfo {
+        capacity: 0,
+        ..HostInfo::named(&name)
+    };
+    let host = Host::new(store, TcpConnector::new(), SystemEnv::new(), options);
+    Ok((host, name.into()))
+}
+
+/// Wishes that a fleet runs the account, if there is one; nothing else about it changes.
+pub async fn wish_to_run(store: &AnyStore, id: &AccountId) -> Result<(), Failure> {
+    let accounts = store.accounts(&id.business).await.map_err(store_failed)?;
+    let known = accounts.into_iter().find(|account| account.id == *id);
+    let placement = known.map(|account| account.placement).unwrap_or_default();
+    if placement.run {
+        return Ok(());
+    }
+    let wish = Placement {
+        run: true,
+        ..placement
+    };
+    store.place(id, wish).await.map_err(store_failed)
 }
 
 /// An account that runs in a task of its own.

@@ -109,7 +109,7 @@ async fn open_under(
     let place = Place::of(common)?;
     match &place {
         Place::Sqlite(path) => {
-            let store = open_sqlite(path, create)?;
+            let store = open_sqlite(path, create, !common.without_presence)?;
             match encryption(common, &place, &store, masters).await? {
                 None => Ok(AnyStore::Sqlite(store)),
                 Some(masters) => seal(store, masters, plain)
@@ -118,7 +118,11 @@ async fn open_under(
             }
         }
         Place::Postgres(url) => {
-            let store = PgStore::connect(url, baton_store_postgres::Options::default())
+            let options = baton_store_postgres::Options {
+                presence: !common.without_presence,
+                ..Default::default()
+            };
+            let store = PgStore::connect(url, options)
                 .await
                 .map_err(|error| Failure::setup(format!("cannot open {place}: {error}")))?;
             match encryption(common, &place, &store, masters).await? {
@@ -131,14 +135,18 @@ async fn open_under(
     }
 }
 
-fn open_sqlite(path: &Path, create: Create) -> Result<SqliteStore, Failure> {
+fn open_sqlite(path: &Path, create: Create, presence: bool) -> Result<SqliteStore, Failure> {
     if create == Create::No && !path.is_file() {
         return Err(Failure::setup(format!(
             "there is no database {}; `baton link` makes one",
             path.display()
         )));
     }
-    SqliteStore::open(path, baton_store_sqlite::Options::default())
+    let options = baton_store_sqlite::Options {
+        presence,
+        ..Default::default()
+    };
+    SqliteStore::open(path, options)
         .map_err(|error| Failure::setup(format!("cannot open {}: {error}", path.display())))
 }
 
@@ -287,6 +295,10 @@ impl Store for AnyStore {
         each!(self, store => store.hosts())
     }
 
+    async fn drain(&self, who: Incarnation, drain: bool) -> Result<bool, StoreError> {
+        each!(self, store => store.drain(who, drain))
+    }
+
     async fn declare_dead(&self, by: Incarnation, dead: Incarnation) -> Result<bool, StoreError> {
         each!(self, store => store.declare_dead(by, dead))
     }
@@ -331,6 +343,14 @@ impl Store for AnyStore {
         limit: u32,
     ) -> Result<Vec<Orphan>, StoreError> {
         each!(self, store => store.orphans(after, limit))
+    }
+
+    async fn misplaced(&self, who: Incarnation) -> Result<Vec<(AccountId, Placement)>, StoreError> {
+        each!(self, store => store.misplaced(who))
+    }
+
+    async fn mail(&self, who: Incarnation) -> Result<Vec<AccountId>, StoreError> {
+        each!(self, store => store.mail(who))
     }
 
     async fn place(&self, account: &AccountId, placement: Placement) -> Result<(), StoreError> {

@@ -1,4 +1,5 @@
-//! `baton tail`: owns an account and prints its events.
+//! `baton tail`: owns an account and prints its events. If a host of a fleet has it, the account is borrowed from there
+//! for as long as this lasts.
 
 use crate::{
     cli::Common,
@@ -6,7 +7,10 @@ use crate::{
     setup::{self, Failure, Running},
     store,
 };
-use baton_core::flow::{Command, Notice};
+use baton_core::{
+    flow::{Command, Notice},
+    state::{Placement, Store as _},
+};
 use baton_tokio::{Item, Ownership};
 use clap::Args;
 
@@ -23,11 +27,39 @@ pub(crate) async fn run(common: &Common, flags: Flags) -> Result<(), Failure> {
     let store = store::open(common, store::Create::No).await?;
     let info = setup::find_account(common, &store, name).await?;
     setup::linked(&info)?;
-    let mut running = Running::start(setup::host(store), info.id, config);
+    let (host, own_name) = setup::host(store.clone(), ROLE)?;
+    // A fleet may have it. Then it is borrowed: events are shown to one consumer, and that is us now.
+    let wish = info.placement.clone();
+    let borrowed = wish.run;
+    if borrowed {
+        let pin = Some(own_name);
+        let wish = Placement {
+            pin,
+            ..wish.clone()
+        };
+        store
+            .place(&info.id, wish)
+            .await
+            .map_err(setup::store_failed)?;
+    }
+    let mut running = Running::start(host, info.id.clone(), config);
     let done = print(common, name, &mut running).await;
+    if borrowed {
+        // What another `tail` has left behind when it was killed is nobody's wish.
+        let pin = wish.pin.clone().filter(|pin| !pin.starts_with(ROLE));
+        let back = store.place(&info.id, Placement { pin, ..wish }).await;
+        if let Err(error) = back {
+            eprintln!(
+                "        the account stays pinned to this process, which is no harm: {error}"
+            );
+        }
+    }
     running.stop().await;
     done
 }
+
+/// How its host is called.
+const ROLE: &str = "tail-";
 
 async fn print(common: &Common, name: &str, running: &mut Running) -> Result<(), Failure> {
     let Running {

@@ -1,8 +1,8 @@
 //! The driver: drains the engine, carries out what it wants, waits for exactly one thing, hands it in.
 
-use crate::{AccountLease, Commits, Connector, Env, Link, Moved, Standing};
+use crate::{Commits, Connector, Env, Link, Moved, Tenure, Word, fetch::Fetches};
 use baton_core::{
-    engine::{Engine, Input, Output},
+    engine::{Engine, Grant, Input, Output},
     flow::{Command, CommandError, CommandId, Connection, Event, Notice, Reply, StopReason},
     state::{Batch, EventSeq, Micros, Outcome, Seq, Store, StoreError},
 };
@@ -40,7 +40,8 @@ pub trait App: Send {
 /// What a driver does on its own account.
 #[derive(Clone, Copy, Debug)]
 pub struct DriveOptions {
-    /// How often to look for requests of other processes while logged in; `None` is never.
+    /// How often to look for requests of other processes while logged in; `None` is never. In a
+    /// [`Fleet`](crate::Fleet) one look serves all accounts.
     pub mailbox: Option<Micros>,
     /// How often to give the engine fresh entropy.
     pub reseed: Micros,
@@ -69,25 +70,28 @@ const LAST_WORDS: Micros = Micros::from_millis(1500);
 /// At most one commit is under way; batches that come meanwhile go out together with the next one. A store that cannot
 /// be reached is asked again with the same batches until it answers or the lease ends: applying a batch twice changes
 /// nothing, so the outcome of the first try need not be known.
-pub async fn drive<S: Store, C: Connector, E: Env, A: App>(
+pub async fn drive<S: Store, C: Connector, E: Env, A: App, T: Tenure>(
     mut engine: Engine,
     env: &E,
     commits: &Commits<S, E>,
-    lease: &mut AccountLease<S, E>,
+    tenure: &mut T,
     link: &mut Link<C, E>,
     app: &mut A,
     options: DriveOptions,
 ) -> StopReason {
-    let account = lease.account().clone();
+    let account = tenure.account().clone();
     let mut wire = Vec::new();
     let mut sealed = Vec::new();
     let mut storage: FuturesUnordered<BoxFuture<'static, Answer>> = FuturesUnordered::new();
     let mut committing = false;
+    let mut fetches = Fetches::new(link.connector().clone());
     let mut chores = Chores::new(env, options);
     // Whether the link had the last word: then the consumer is asked first, so that neither can starve the other.
     let mut link_last = false;
     let mut inputs = VecDeque::new();
-    link.granted_until(lease.grant().until);
+    // The connection that waits for its turn.
+    let mut wanted = None;
+    link.granted_until(tenure.grant().until);
     // What was asked for before the engine has read anything: an account that is logged out lives only if somebody
     // wants to link it again.
     while engine.appetite().commands > 0
@@ -133,10 +137,19 @@ pub async fn drive<S: Store, C: Connector, E: Env, A: App>(
                         .boxed(),
                     );
                 }
-                Output::Open(endpoint) => link.open(endpoint),
+                Output::Open(endpoint) => {
+                    wanted = Some(endpoint);
+                    tenure.wants_connection();
+                }
                 Output::Transmit => link.queue(&mut wire),
                 Output::KeepAlive => link.keep_alive(&mut wire),
-                Output::Close => link.close(),
+                Output::Close => {
+                    wanted = None;
+                    link.close();
+                }
+                Output::Fetch(id, request) => fetches.start(id, request),
+                Output::FetchMore(id) => fetches.more(id),
+                Output::StopFetch(id) => fetches.stop(id),
                 Output::Event(seq, event) => app.take(Effect::Event(seq, event)),
                 Output::Notice(notice) => {
                     chores.notice(&notice, env);
@@ -173,15 +186,23 @@ pub async fn drive<S: Store, C: Connector, E: Env, A: App>(
 
         // Wait for exactly one thing. `biased` fixes the order, so that a simulation can replay it.
         let appetite = engine.appetite();
-        let moved;
+        let (moved, step);
         let input = tokio::select! { biased;
-            standing = lease.changed() => match standing {
-                Standing::Until(until) => {
+            word = tenure.next(wanted.is_some(), chores.takes_mail()) => match word {
+                Word::Until(until) => {
                     link.granted_until(until);
-                    Input::Granted(lease.grant_until(until))
+                    Input::Granted(Grant { until, ..tenure.grant() })
                 }
                 // Nobody can say who has it now; whoever it is, it is under a later epoch.
-                Standing::Lost => Input::Fenced { by: lease.epoch() },
+                Word::Lost => Input::Fenced { by: tenure.grant().lease.term.epoch },
+                Word::Connect => {
+                    if let Some(endpoint) = wanted.take() {
+                        fetches.speak_as(&endpoint);
+                        link.open(endpoint);
+                    }
+                    continue;
+                }
+                Word::Mail => Input::Command(chores.fetch(), Command::CheckMailbox),
             },
             Some(answer) = storage.next() => {
                 committing &= !answer.is_commit;
@@ -193,6 +214,10 @@ pub async fn drive<S: Store, C: Connector, E: Env, A: App>(
                 Chore::Reseed => Input::Reseed(env.entropy()),
                 Chore::Mailbox(id) => Input::Command(id, Command::CheckMailbox),
             },
+            (id, fetched) = fetches.next() => {
+                step = fetched;
+                Input::Fetched(id, step.fetched())
+            }
             next = either(link_last, app.command(), appetite.commands > 0, link.next(appetite.bytes)) => match next {
                 Next::Command(id, command) => {
                     link_last = false;
@@ -360,6 +385,8 @@ struct Chores {
     /// `None` while not logged in, or while the last look has not been answered.
     mailbox_at: Option<Micros>,
     logged_in: bool,
+    /// A look at the mailbox has not been answered.
+    fetching: bool,
     next_id: u64,
 }
 
@@ -376,6 +403,7 @@ impl Chores {
             reseed_at,
             mailbox_at: None,
             logged_in: false,
+            fetching: false,
             next_id: OWN,
         }
     }
@@ -394,7 +422,21 @@ impl Chores {
         }
     }
 
+    /// Whether it is of use to hear of mail.
+    const fn takes_mail(&self) -> bool {
+        self.logged_in && !self.fetching
+    }
+
+    /// A look at the mailbox begins.
+    fn fetch(&mut self) -> CommandId {
+        self.mailbox_at = None;
+        self.fetching = true;
+        self.next_id += 1;
+        CommandId(self.next_id)
+    }
+
     fn answered(&mut self, env: &impl Env) {
+        self.fetching = false;
         if self.logged_in {
             self.mailbox_at = self.options.mailbox.map(|pause| env.now().mono.plus(pause));
         }
@@ -404,9 +446,7 @@ impl Chores {
         let mailbox = self.mailbox_at.unwrap_or(Micros(u64::MAX));
         env.sleep_until(mailbox.min(self.reseed_at)).await;
         if mailbox <= self.reseed_at {
-            self.mailbox_at = None;
-            self.next_id += 1;
-            Chore::Mailbox(CommandId(self.next_id))
+            Chore::Mailbox(self.fetch())
         } else {
             self.reseed_at = env.now().mono.plus(self.options.reseed);
             Chore::Reseed

@@ -9,7 +9,8 @@
 //!
 //! Nothing here spawns a task, every `select!` is biased, and everything it selects on can be dropped at any time
 //! without losing anything. Time and chance come from an [`Env`] and connections from a [`Connector`], so that a
-//! simulation can replace all three. Start at [`open`], or at [`Host`] for many accounts in one process;
+//! simulation can replace all three. Start at [`open`], or at [`Fleet`] for all accounts of a store on many
+//! hosts; [`Host`] serves chosen accounts in one process;
 //! `examples/echo_bot.rs` is the shortest complete program.
 #![warn(missing_docs)]
 
@@ -17,11 +18,14 @@ mod account;
 mod commits;
 mod driver;
 mod env;
+mod fetch;
 mod files;
+mod fleet;
 pub mod keys;
 mod membership;
 mod stream;
 mod supervise;
+mod tenure;
 mod transport;
 mod watch;
 
@@ -29,8 +33,14 @@ pub use account::{Account, Inbox, Item, Posted};
 pub use commits::{CommitOptions, CommitStats, Commits};
 pub use driver::{App, DriveOptions, Effect, drive};
 pub use env::{Env, SystemEnv};
+pub use fetch::{Fetches, Step};
 pub use files::{ExportFile, ImportFile};
+pub use fleet::{
+    AccountStatus, Fleet, FleetEnd, FleetEvent, FleetEvents, FleetHandle, FleetOptions, HostStatus,
+    Takeover,
+};
 pub use membership::{AccountLease, Claimed, MemberOptions, Membership, Standing};
 pub use stream::{ConnectError, Connector, TcpConnector, TcpOrTls};
 pub use supervise::{End, Host, Options, Ownership, Retention, account_named, open};
+pub use tenure::{Tenure, Word};
 pub use transport::{Link, MAX_MESSAGE, Moved, ORIGIN};

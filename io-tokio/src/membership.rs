@@ -206,6 +206,7 @@ impl<S: Store, E: Env> Membership<S, E> {
             let beat = Beat {
                 draining: false,
                 accounts: self.shared.accounts.load(Ordering::Relaxed),
+                live: 0,
                 ttl: self.options.ttl,
             };
             match self.in_time(asked, self.store.beat(who, beat)).await {

@@ -83,6 +83,11 @@ impl<C: Connector, E: Env> Link<C, E> {
         }
     }
 
+    /// What makes its connections.
+    pub(crate) const fn connector(&self) -> &C {
+        &self.connector
+    }
+
     /// The grant now ends at `until`: nothing is written from then on but what keeps the connection alive. The engine
     /// keeps a margin before that end; this is the check right before the write, for a process that was frozen between
     /// the two.

@@ -114,6 +114,14 @@ impl<T> Receiver<T> {
         Ref(self.shared.state())
     }
 
+    /// Another receiver, which has seen what this one has.
+    pub(crate) fn fork(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            seen: self.seen,
+        }
+    }
+
     pub(crate) fn mark_unchanged(&mut self) {
         self.seen = self.shared.state().version;
     }

@@ -17,12 +17,16 @@ use std::process::ExitCode;
 use prost_build::{Config, Module};
 use protox::Compiler;
 
+/// Blobs of app state, decoded without a copy: a snapshot has fifty thousand of them.
+const SHARED: [&str; 3] = [".sync.SyncdIndex", ".sync.SyncdValue", ".sync.KeyId"];
+
 /// Messages with key material: `core/src/proto/mod.rs` gives them a `Debug` that does not show it.
-const SECRETS: [&str; 5] = [
+const SECRETS: [&str; 6] = [
     ".e2e.AppStateSyncKeyData",
     ".e2e.HistorySyncNotification",
     ".e2e.MessageContextInfo",
     ".sync.ExternalBlobReference",
+    ".history.WebMessageInfo",
     // Rows: keys, sessions, text. All of them.
     ".record",
 ];
@@ -102,6 +106,7 @@ fn generate(sources: &Path) -> Result<BTreeMap<String, String>, Box<dyn Error>> 
         .collect();
     let modules = Config::new()
         .btree_map(["."])
+        .bytes(SHARED)
         .skip_debug(SECRETS)
         .generate(requests)?;
     Ok(modules

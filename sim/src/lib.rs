@@ -2,5 +2,6 @@
 
 pub mod serve;
 pub mod service;
+#[cfg(feature = "tier-b")]
 pub mod tier_b;
 pub mod world;

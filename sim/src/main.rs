@@ -29,6 +29,8 @@ enum Command {
     /// Run worlds full of trouble, one a seed: owners killed, connections cut, slow stores, a misbehaving service. The
     /// last line is `N passed, M failed`.
     Run(Run),
+    /// Run one seed of tier B on several stores, side by side, and stop at the first line of the trace that differs.
+    Diff(Diff),
 }
 
 /// The two tiers of simulation.
@@ -44,12 +46,16 @@ enum Tier {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Backend {
     Memory,
+    Sqlite,
+    Postgres,
 }
 
 impl From<Backend> for tier_b::Kind {
     fn from(backend: Backend) -> Self {
         match backend {
             Backend::Memory => Self::Memory,
+            Backend::Sqlite => Self::Sqlite,
+            Backend::Postgres => Self::Postgres,
         }
     }
 }
@@ -77,6 +83,20 @@ struct Run {
 }
 
 #[derive(Args)]
+struct Diff {
+    /// Which.
+    seed: u64,
+    /// The stores.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "memory,sqlite,postgres"
+    )]
+    stores: Vec<Backend>,
+}
+
+#[derive(Args)]
 struct Serve {
     /// Where clients connect (WebSocket). Port 0 takes a free one.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
@@ -84,6 +104,9 @@ struct Serve {
     /// Where the phone's owner scans codes and sends texts (HTTP). Port 0 takes a free one.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     phone: SocketAddr,
+    /// Where files are left and read (HTTP). Port 0 takes a free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    media: SocketAddr,
     /// Keep keys, accounts and queues here; without it they end with the process.
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
@@ -113,6 +136,7 @@ async fn main() -> ExitCode {
         Command::Serve(serve) => serve,
         Command::Run(run) if run.tier == Tier::B => return tier_b_worlds(&run),
         Command::Run(run) => return worlds(&run),
+        Command::Diff(diff) => return tier_b_diff(&diff),
     };
     match serve_clients(serve).await {
         Ok(()) => ExitCode::SUCCESS,
@@ -127,6 +151,7 @@ async fn serve_clients(serve: Serve) -> Result<(), Box<dyn std::error::Error>> {
     let mut options = ServeOptions {
         listen: serve.listen,
         phone: serve.phone,
+        media: serve.media,
         allow_remote: serve.allow_remote,
         state: serve.state,
         seed: serve.seed,
@@ -145,7 +170,7 @@ async fn serve_clients(serve: Serve) -> Result<(), Box<dyn std::error::Error>> {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect();
-    let line = json!({ "ws": server.ws_url, "phone": server.phone_url, "root_public_key": root });
+    let line = json!({ "ws": server.ws_url, "phone": server.phone_url, "media": server.media_url, "root_public_key": root });
     writeln!(std::io::stdout(), "{line}")?;
     tokio::select! {
         _ = terminate.recv() => {}
@@ -160,7 +185,7 @@ async fn serve_clients(serve: Serve) -> Result<(), Box<dyn std::error::Error>> {
 fn worlds(run: &Run) -> ExitCode {
     let began = std::time::Instant::now();
     let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let (mut failed, mut texts) = (0_u64, 0);
+    let (mut failed, mut texts, mut settings, mut history) = (0_u64, 0, 0, 0);
     let mut seed = run.from;
     let end = run.from.saturating_add(run.seeds);
     while seed < end {
@@ -190,10 +215,12 @@ fn worlds(run: &Run) -> ExitCode {
         failed += (round.len() - verdicts.len()) as u64;
         for (seed, plan, verdict) in verdicts {
             texts += verdict.received;
+            settings += verdict.settings;
+            history += verdict.history;
             if run.verbose || !verdict.is_good() {
                 println!(
-                    "seed {seed}: {} accounts, {} texts, {:?}",
-                    plan.accounts, plan.texts, plan.steps
+                    "seed {seed}: {} accounts, {} texts, {} changes of settings, {} histories, {:?}",
+                    plan.accounts, plan.texts, plan.changes, plan.histories, plan.steps
                 );
             }
             if !verdict.is_good() {
@@ -206,7 +233,7 @@ fn worlds(run: &Run) -> ExitCode {
     }
     let spent = began.elapsed().as_secs_f64();
     println!(
-        "{texts} texts; {:.0} seeds a minute on {workers} cores",
+        "{texts} texts, {settings} settings, {history} messages of the past; {:.0} seeds a minute on {workers} cores",
         run.seeds as f64 / spent * 60.0
     );
     println!(
@@ -222,6 +249,10 @@ fn worlds(run: &Run) -> ExitCode {
 
 /// As [`worlds`], for tier B.
 fn tier_b_worlds(run: &Run) -> ExitCode {
+    if !tier_b::Kind::available().contains(&run.backend.into()) {
+        println!("0 passed, {} failed", run.seeds);
+        return ExitCode::FAILURE;
+    }
     let began = std::time::Instant::now();
     let workers = match run.trace {
         true => 1,
@@ -286,6 +317,26 @@ fn tier_b_worlds(run: &Run) -> ExitCode {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    }
+}
+
+fn tier_b_diff(diff: &Diff) -> ExitCode {
+    let stores: Vec<tier_b::Kind> = diff.stores.iter().map(|store| (*store).into()).collect();
+    let available = tier_b::Kind::available();
+    if let Some(missing) = stores.iter().find(|store| !available.contains(store)) {
+        println!("there is no {missing} here");
+        return ExitCode::FAILURE;
+    }
+    match tier_b::diff(diff.seed, &stores) {
+        Ok(lines) => {
+            let names: Vec<String> = stores.iter().map(ToString::to_string).collect();
+            println!("{lines} lines, the same on {}", names.join(", "));
+            ExitCode::SUCCESS
+        }
+        Err(difference) => {
+            print!("{difference}");
+            ExitCode::FAILURE
+        }
     }
 }
 

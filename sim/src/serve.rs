@@ -2,10 +2,14 @@
 //!
 //! ```text
 //! ws://ADDR/ws/chat                                     what clients connect to
+//! GET  /v/sim/…  POST /mms/…                            files, at an address of their own (`media_conn` names it)
 //! POST /phone/scan   {"qr": "…", "phone": "1555…"?}     → {"jid": "…", "lid": "…"}
 //! POST /phone/send   {"phone": "…", "to": "…", "text": "…"}  → {"id": "…"}
 //! POST /phone/add    {"phone": "…", "name": "…"?}       → {"lid": "…"}
 //! POST /phone/unlink {"phone": "…", "device": 1}        → {}
+//! POST /phone/change {"phone": "…", "changes": [{"change": "mute", "chat": "…", "until": -1}]}  → versions
+//! POST /phone/history {"device": "1555…:1", "kind": "recent", "chunks": 2, "bytes": 100000}     → {}
+//! GET  /phone/settings?phone=…                          what the phone knows of its settings, and every change of them
 //! POST /fault        {"fault": "corrupt", "device": "1555…:1", "count": 1}  → {}     also {"fault": "heal"}
 //! GET  /books        counts per message, violations, anomalies; with ?full=1 everything
 //! ```
@@ -14,6 +18,7 @@
 //! The service itself is behind one lock, taken for the time of one input and never across an await. Effects are
 //! handed to the connections' tasks before the lock is given back, so that frames leave in the order they were sealed.
 
+mod files;
 mod http;
 pub(crate) mod hub;
 pub(crate) mod socket;
@@ -44,7 +49,9 @@ pub struct ServeOptions {
     pub listen: SocketAddr,
     /// Address of the HTTP interface. Port 0 takes a free one.
     pub phone: SocketAddr,
-    /// Whether either may be something else than loopback: whoever reaches the HTTP interface owns every account.
+    /// Address of the media host. Port 0 takes a free one.
+    pub media: SocketAddr,
+    /// Whether any may be something else than loopback: whoever reaches the HTTP interface owns every account.
     pub allow_remote: bool,
     /// Directory in which keys, accounts and queues survive; without it they end with the process.
     pub state: Option<PathBuf>,
@@ -61,6 +68,7 @@ impl Default for ServeOptions {
         Self {
             listen: any,
             phone: any,
+            media: any,
             allow_remote: false,
             state: None,
             seed: None,
@@ -93,6 +101,8 @@ pub struct SimServer {
     pub ws_url: String,
     /// `http://…`
     pub phone_url: String,
+    /// `http://…`
+    pub media_url: String,
     /// What clients must trust instead of WhatsApp's root key.
     pub root_public_key: PublicKey,
     host: Arc<Hub>,
@@ -102,10 +112,11 @@ pub struct SimServer {
 }
 
 impl SimServer {
-    /// Binds both addresses and serves from then on, on the current tokio runtime.
+    /// Binds all addresses and serves from then on, on the current tokio runtime.
     pub async fn start(options: ServeOptions) -> Result<Self, ServeError> {
         let listener = bind(options.listen, options.allow_remote).await?;
         let phone = bind(options.phone, options.allow_remote).await?;
+        let media = bind(options.media, options.allow_remote).await?;
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(ServeError::Seed)?;
         let seed = options.seed.unwrap_or(seed);
@@ -126,6 +137,9 @@ impl SimServer {
             }
             None => Service::new(options.service, seed, clock.now()),
         };
+        let media_host = address(&media, options.media).to_string();
+        let mut service = service;
+        service.set_media_host(&media_host);
         let root_public_key = service.root_public_key();
         let host = Arc::new(Hub::new(service, move || clock.now()));
         if let Some(store) = &store {
@@ -138,6 +152,7 @@ impl SimServer {
         let mut tasks = JoinSet::new();
         tasks.spawn(socket::accept(Arc::clone(&host), listener, stopped.clone()));
         tasks.spawn(http::serve(Arc::clone(&host), phone, stopped.clone()));
+        tasks.spawn(files::serve(Arc::clone(&host), media, stopped.clone()));
         tasks.spawn(tick(Arc::clone(&host), stopped.clone()));
         if let Some(store) = store.clone() {
             tasks.spawn(state::keep(Arc::clone(&host), store, stopped));
@@ -145,6 +160,7 @@ impl SimServer {
         Ok(Self {
             ws_url,
             phone_url,
+            media_url: format!("http://{media_host}"),
             root_public_key,
             host,
             tasks,

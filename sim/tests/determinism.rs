@@ -1,6 +1,6 @@
 //! One seed, one trace: in one process, beside other work, and in two processes that run at the same time.
 
-use sim::tier_b::{Kind, Plan, run, run_with};
+use sim::tier_b::{Kind, Plan, Trouble, diff, diff_plans, run, run_with};
 use std::{
     io::{BufRead as _, BufReader},
     process::{Command, Stdio},
@@ -66,15 +66,48 @@ fn the_committed_traces_hold() {
     assert_eq!(found, COMMITTED);
 }
 
-/// The meta-test: two processes, started together, line by line; it stops at the first difference.
+/// What the database keeps its rows in does not show, in no line of any of the committed traces.
+#[test]
+fn every_store_gives_the_same_trace() {
+    let stores = Kind::available();
+    for seed in 0..10 {
+        match diff(seed, &stores) {
+            Ok(lines) => assert!(lines > 500, "seed {seed}: {lines} lines say little"),
+            Err(difference) => panic!("seed {seed}: {difference}"),
+        }
+    }
+}
+
+/// Comparing stops where it should: at the first act of what is different.
+#[test]
+fn a_difference_is_found_where_it_is() {
+    let plan = Plan::draw(0, Kind::Memory);
+    let mut other = plan.clone();
+    let last = other.troubles.last().map_or(0, |(at, _)| *at);
+    let trouble = Trouble::Jump {
+        host: "a".to_owned(),
+        millis: 77,
+    };
+    other.troubles.push((last + 1, trouble));
+    let plans = vec![("without".to_owned(), plan), ("with".to_owned(), other)];
+    let difference = diff_plans(plans).unwrap_err();
+    let said = difference.said[1].1.as_deref().unwrap_or_default();
+    assert!(
+        said.ends_with("world the wall clock of a jumps by 77 ms"),
+        "{difference}"
+    );
+    assert!(difference.line > 100, "{difference}");
+}
+
+/// The meta-test: two processes, started together, line by line; it stops at the first difference. Each store is in it.
 #[test]
 fn two_processes_say_the_same_line_by_line() {
-    for seed in ["3", "6"] {
-        let start = |noise: &str| {
+    let stores = Kind::available();
+    for (seed, store) in ["3", "6", "8"].into_iter().zip(stores) {
+        let start = |noise: &str, store: Kind| {
             Command::new(env!("CARGO_BIN_EXE_sim"))
-                .args([
-                    "run", "--tier", "b", "--trace", "--seeds", "1", "--from", seed,
-                ])
+                .args(["run", "--tier", "b", "--trace", "--seeds", "1"])
+                .args(["--from", seed, "--backend", &store.to_string()])
                 // Another layout of the environment and, where the system does that, of memory.
                 .env("NOISE", noise)
                 .env("RUST_LOG", "off")
@@ -82,7 +115,8 @@ fn two_processes_say_the_same_line_by_line() {
                 .spawn()
                 .unwrap()
         };
-        let (mut one, mut other) = (start(""), start(&"x".repeat(4000)));
+        let mut one = start("", Kind::Memory);
+        let mut other = start(&"x".repeat(4000), store);
         let lines = |child: &mut std::process::Child| {
             BufReader::new(child.stdout.take().unwrap())
                 .lines()
@@ -95,7 +129,7 @@ fn two_processes_say_the_same_line_by_line() {
         loop {
             match (ours.next(), theirs.next()) {
                 (None, None) => break,
-                (a, b) => assert_eq!(a, b, "seed {seed}, line {count}"),
+                (a, b) => assert_eq!(a, b, "seed {seed} on {store}, line {count}"),
             }
             count += 1;
         }

@@ -5,13 +5,87 @@ mod support;
 use baton_core::wire::node::Node;
 use serde_json::json;
 use sim::serve::{ServeError, ServeOptions, SimServer};
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use support::remote::Remote;
 use support::{Client, Net as _};
 
 const ALICE: &str = "15550000001";
 const BOB: &str = "15550000002";
+
+/// One request to the media host: head and body of what came before the connection ended.
+fn media(host: &str, head: &str, body: &[u8]) -> (String, Vec<u8>) {
+    let host = host.strip_prefix("http://").expect("http");
+    let mut stream = TcpStream::connect(host).expect("connected");
+    let length = body.len();
+    let rest = format!("Host: {host}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+    stream
+        .write_all(format!("{head}\r\n{rest}").as_bytes())
+        .expect("sent");
+    stream.write_all(body).expect("sent");
+    let (mut answer, mut piece) = (Vec::new(), [0; 4096]);
+    // A file without end is left, one that breaks off ends in an error.
+    while let Ok(read @ 1..) = stream.read(&mut piece) {
+        answer.extend_from_slice(&piece[..read]);
+        if answer.len() > 1 << 20 {
+            break;
+        }
+    }
+    let at = answer
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .expect("a head");
+    let body = answer.split_off(at + 4);
+    (
+        String::from_utf8(answer).expect("text").to_lowercase(),
+        body,
+    )
+}
+
+#[test]
+fn files_are_left_and_read_whole_or_in_part() {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    let runtime = tokio::runtime::Runtime::new().expect("runtime");
+    let server = runtime
+        .block_on(SimServer::start(ServeOptions::default()))
+        .expect("started");
+    let host = server.media_url.clone();
+    let file: Vec<u8> = (0..100_000u32).map(|n| (n % 251) as u8).collect();
+    let token = URL_SAFE_NO_PAD.encode(baton_core::crypto::sha256(&[&file]));
+    let leave = format!("POST /mms/md-app-state/{token}?auth=sim HTTP/1.1");
+    let (head, body) = media(&host, &leave, &file);
+    assert!(head.starts_with("http/1.1 200"), "{head}");
+    let told: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+    let path = told["direct_path"].as_str().expect("a path").to_owned();
+    assert!(
+        told["url"]
+            .as_str()
+            .is_some_and(|url| url.starts_with(&host))
+    );
+    let (head, _) = media(&host, &leave, b"another file");
+    assert!(head.starts_with("http/1.1 400"), "{head}");
+
+    let (head, body) = media(&host, &format!("GET {path}&hash=x HTTP/1.1"), b"");
+    assert!(
+        head.contains("content-length: 100000") && body == file,
+        "{head}"
+    );
+    let part = format!("GET {path} HTTP/1.1\r\nRange: bytes=70000-70099");
+    let (head, body) = media(&host, &part, b"");
+    assert!(head.starts_with("http/1.1 206"), "{head}");
+    assert!(
+        head.contains("content-range: bytes 70000-70099/100000"),
+        "{head}"
+    );
+    assert_eq!(body, file[70_000..70_100]);
+    let (head, _) = media(&host, "GET /v/sim/none.enc HTTP/1.1", b"");
+    assert!(head.starts_with("http/1.1 404"), "{head}");
+    runtime
+        .block_on(server.shutdown())
+        .expect("nothing to save");
+}
 
 #[test]
 fn two_companions_talk_through_real_sockets() {

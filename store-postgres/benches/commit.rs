@@ -223,6 +223,7 @@ fn beat(store: &PgStore, who: Incarnation) -> Duration {
     let beat = Beat {
         draining: false,
         accounts: 0,
+        live: 0,
         ttl: HOUR,
     };
     let began = Instant::now();

@@ -93,7 +93,7 @@ async fn take_slot(
          ORDER BY s.slot LIMIT 1 \
          ON CONFLICT (slot) DO UPDATE SET incarnation = excluded.incarnation, name = excluded.name, \
            address = excluded.address, zone = excluded.zone, version = excluded.version, state = excluded.state, \
-           capacity = excluded.capacity, accounts = 0, gifts = 0, expires_at = excluded.expires_at, \
+           capacity = excluded.capacity, accounts = 0, live = 0, drain = false, gifts = 0, expires_at = excluded.expires_at, \
            ttl_us = excluded.ttl_us, good_since = excluded.good_since, present = false \
          RETURNING slot",
     )
@@ -130,10 +130,10 @@ pub(crate) async fn beat(
              me AS (UPDATE baton_host h SET \
                  good_since = CASE WHEN t.now - (h.expires_at - h.ttl_us * interval '1 microsecond') \
                    > h.ttl_us / 2 * interval '1 microsecond' THEN t.now ELSE least(h.good_since, t.now) END, \
-                 state = CASE WHEN $2 THEN 'draining' ELSE 'active' END, accounts = $3, ttl_us = $4, \
+                 state = CASE WHEN $2 THEN 'draining' ELSE 'active' END, accounts = $3, live = $6, ttl_us = $4, \
                  expires_at = t.now + $4 * interval '1 microsecond' \
                FROM t WHERE h.incarnation = $1 AND h.state IN ('active', 'draining') \
-               RETURNING h.slot, h.state, h.accounts, h.expires_at, h.good_since, h.gifts, t.now), \
+               RETURNING h.slot, h.state, h.accounts, h.live, h.expires_at, h.good_since, h.gifts, t.now), \
              seen AS MATERIALIZED (SELECT h.slot, h.expires_at <= me.now AS dead, \
                  least(h.expires_at, me.now + h.ttl_us * interval '1 microsecond') AS expires_at \
                FROM me, baton_host h WHERE h.incarnation <> $1 AND h.state IN ('active', 'draining') \
@@ -145,6 +145,7 @@ pub(crate) async fn beat(
                FROM seen WHERE h.slot = seen.slot RETURNING h.slot, h.state, h.expires_at, seen.dead) \
              SELECT h.slot, h.incarnation, h.name, h.address, h.zone, h.version, h.capacity, \
                coalesce(mine.state, j.state, h.state), coalesce(mine.accounts, h.accounts), \
+               coalesce(mine.live, h.live), h.drain, \
                greatest(0, extract(epoch FROM coalesce(mine.expires_at, j.expires_at, h.expires_at) - me.now) \
                  * 1000000)::bigint, \
                h.present, coalesce(j.dead, false), \
@@ -158,14 +159,15 @@ pub(crate) async fn beat(
         .bind(i64::from(beat.accounts))
         .bind(span(beat.ttl))
         .bind(NEWS)
+        .bind(i64::from(beat.live))
         .all(&mut transaction)
         .await?;
         let Some(first) = rows.first() else {
             return Ok((Beaten::Dead, Vec::new()));
         };
         let mut view = View {
-            gifts: unsigned(first.try_get(13)?),
-            history: seal(first, 14)?,
+            gifts: unsigned(first.try_get(15)?),
+            history: seal(first, 16)?,
             ..View::default()
         };
         let mut peers = Vec::with_capacity(rows.len());
@@ -174,9 +176,9 @@ pub(crate) async fn beat(
             peers.push(Peer {
                 slot: host.slot,
                 who: host.who,
-                present: row.try_get::<bool, _>(10)? && host.state.is_live(),
+                present: row.try_get::<bool, _>(12)? && host.state.is_live(),
             });
-            if row.try_get(11)? {
+            if row.try_get(13)? {
                 view.newly_dead.push(host.who);
             }
             view.hosts.push(host);
@@ -192,7 +194,7 @@ pub(crate) async fn hosts(pool: &Arc<Pool>) -> Result<Vec<HostView>, Failure> {
     let mut transaction = fleet(pool, Mode::Read).await?;
     let work = async {
         let rows = sqlx::query(
-            "SELECT slot, incarnation, name, address, zone, version, capacity, state, accounts, \
+            "SELECT slot, incarnation, name, address, zone, version, capacity, state, accounts, live, drain, \
                greatest(0, extract(epoch FROM expires_at - clock_timestamp()) * 1000000)::bigint \
              FROM baton_host ORDER BY slot",
         )
@@ -253,6 +255,27 @@ pub(crate) async fn leave(pool: &Arc<Pool>, who: Incarnation) -> Result<(), Fail
     transaction.finish(result).await
 }
 
+/// See [`Store::drain`](baton_core::state::Store::drain).
+pub(crate) async fn drain(
+    pool: &Arc<Pool>,
+    who: Incarnation,
+    drain: bool,
+) -> Result<bool, Failure> {
+    let mut transaction = fleet(pool, Mode::Write).await?;
+    let wished = sqlx::query(
+        "WITH d AS (UPDATE baton_host SET drain = $2 WHERE incarnation = $1 AND state IN ('active', 'draining') \
+           RETURNING 1) \
+         SELECT pg_notify($3, 'own ' || $1)::text FROM d",
+    )
+    .bind(holder(who))
+    .bind(drain)
+    .bind(NEWS)
+    .optional(&mut transaction)
+    .await;
+    let result = wished.map(|row| row.is_some()).map_err(Failure::from);
+    transaction.finish(result).await
+}
+
 /// Says whether a host holds its advisory lock. `false` if the host does not live.
 pub(crate) async fn show(
     pool: &Arc<Pool>,
@@ -308,7 +331,7 @@ pub(crate) async fn fleet(pool: &Arc<Pool>, mode: Mode) -> Result<Transaction, F
     pool.begin(mode, Scope::Fleet).await.map_err(Failure::begin)
 }
 
-/// Slot, incarnation, name, address, zone, version, capacity, state, accounts, remaining.
+/// Slot, incarnation, name, address, zone, version, capacity, state, accounts, live, drain, remaining.
 fn host_view(row: &PgRow) -> Result<HostView, Failure> {
     let text = |at: usize| row.try_get::<&str, _>(at);
     let small = |at: usize| {
@@ -337,7 +360,9 @@ fn host_view(row: &PgRow) -> Result<HostView, Failure> {
         },
         state,
         accounts: small(8)?,
-        remaining: Micros(unsigned(row.try_get(9)?)),
+        live: small(9)?,
+        drain: row.try_get(10)?,
+        remaining: Micros(unsigned(row.try_get(11)?)),
     })
 }
 

@@ -31,6 +31,11 @@ const MIGRATIONS: &[Migration] = &[
         // Leases of accounts are gone, and commits have more to compare.
         compatible_from: 2,
     },
+    Migration {
+        name: "wishes",
+        sql: include_str!("../migrations/0003_wishes.sql"),
+        compatible_from: 2,
+    },
 ];
 
 /// The schema version this program writes.

@@ -12,7 +12,8 @@ use crate::{
     schema::{account_query, holder, incarnation, number, seal, unsigned},
 };
 use baton_core::state::{
-    AccountId, Claim, Epoch, HandOver, Incarnation, Lease, Orphan, Seq, StoreError, Term,
+    AccountId, Claim, Epoch, HandOver, Incarnation, Lease, Micros, Orphan, Placement, Seq,
+    StoreError, Term,
 };
 use sqlx::{Row as _, postgres::PgRow};
 use std::{collections::BTreeSet, sync::Arc};
@@ -282,6 +283,67 @@ pub(crate) async fn held(
         rows.iter()
             .map(|row| Ok((account(row, 7, 0)?, lease(row, who)?)))
             .collect()
+    };
+    let result = work.await;
+    transaction.finish(result).await
+}
+
+/// See [`Store::misplaced`](baton_core::state::Store::misplaced).
+pub(crate) async fn misplaced(
+    pool: &Arc<Pool>,
+    who: Incarnation,
+) -> Result<Vec<(AccountId, Placement)>, Failure> {
+    let mut transaction = fleet(pool, Mode::Read).await?;
+    let work = async {
+        let rows = sqlx::query(
+            "SELECT f.business_id, f.device_id, coalesce(p.run, false), p.pin FROM baton_fence f \
+             LEFT JOIN baton_placement p ON p.business_id = f.business_id AND p.device_id = f.device_id \
+             WHERE f.holder = $1 AND (p.run IS NOT TRUE \
+               OR p.pin <> (SELECT h.name FROM baton_host h WHERE h.incarnation = $1)) \
+             ORDER BY f.business_id, f.device_id",
+        )
+        .bind(holder(who))
+        .all(&mut transaction)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let placement = Placement {
+                    run: row.try_get(2)?,
+                    pin: row.try_get::<Option<&str>, _>(3)?.map(Into::into),
+                    pause: Micros(0),
+                };
+                Ok((account(row, 0, 1)?, placement))
+            })
+            .collect()
+    };
+    let result = work.await;
+    transaction.finish(result).await
+}
+
+/// See [`Store::mail`](baton_core::state::Store::mail).
+pub(crate) async fn mail(pool: &Arc<Pool>, who: Incarnation) -> Result<Vec<AccountId>, Failure> {
+    let mut transaction = fleet(pool, Mode::Read).await?;
+    let work = async {
+        sqlx::query("SELECT set_config('baton.post', 'on', true)")
+            .one(&mut transaction)
+            .await?;
+        // From one account with mail to the next, by a jump in the index.
+        let rows = sqlx::query(
+            "WITH RECURSIVE mail (business_id, device_id) AS ( \
+               (SELECT m.business_id, m.device_id FROM baton_mailbox m ORDER BY m.business_id, m.device_id LIMIT 1) \
+               UNION ALL SELECT n.business_id, n.device_id FROM mail CROSS JOIN LATERAL \
+                 (SELECT m.business_id, m.device_id FROM baton_mailbox m \
+                  WHERE (m.business_id, m.device_id) > (mail.business_id, mail.device_id) \
+                  ORDER BY m.business_id, m.device_id LIMIT 1) n) \
+             SELECT mail.business_id, mail.device_id FROM mail CROSS JOIN LATERAL \
+               (SELECT f.holder FROM baton_fence f WHERE f.business_id = mail.business_id \
+                AND f.device_id = mail.device_id OFFSET 0) theirs \
+             WHERE theirs.holder = $1",
+        )
+        .bind(holder(who))
+        .all(&mut transaction)
+        .await?;
+        rows.iter().map(|row| account(row, 0, 1)).collect()
     };
     let result = work.await;
     transaction.finish(result).await

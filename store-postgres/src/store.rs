@@ -421,6 +421,15 @@ impl Store for PgStore {
         self.call(async move { hosts::hosts(&pool).await })
     }
 
+    fn drain(
+        &self,
+        who: Incarnation,
+        drain: bool,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        let pool = self.pool();
+        self.call(async move { hosts::drain(&pool, who, drain).await })
+    }
+
     fn declare_dead(
         &self,
         by: Incarnation,
@@ -484,6 +493,22 @@ impl Store for PgStore {
     ) -> impl Future<Output = Result<Vec<Orphan>, StoreError>> + Send {
         let pool = self.pool();
         self.call(async move { ownership::orphans(&pool, after.as_ref(), limit).await })
+    }
+
+    fn misplaced(
+        &self,
+        who: Incarnation,
+    ) -> impl Future<Output = Result<Vec<(AccountId, Placement)>, StoreError>> + Send {
+        let pool = self.pool();
+        self.call(async move { ownership::misplaced(&pool, who).await })
+    }
+
+    fn mail(
+        &self,
+        who: Incarnation,
+    ) -> impl Future<Output = Result<Vec<AccountId>, StoreError>> + Send {
+        let pool = self.pool();
+        self.call(async move { ownership::mail(&pool, who).await })
     }
 
     fn place(

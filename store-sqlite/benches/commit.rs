@@ -253,6 +253,7 @@ fn others(length: Duration) {
     let beat = Beat {
         draining: false,
         accounts: 1000,
+        live: 0,
         ttl: DAY,
     };
     Times::of(length, || {

@@ -13,7 +13,7 @@ use crate::{
 };
 use baton_core::state::{
     AccountId, AccountInfo, BusinessId, HostView, Incarnation, Key, Lease, MessageId, Orphan,
-    Record, Row, Scan, Seal, StoreError, Table, UnixMillis, rules,
+    Placement, Record, Row, Scan, Seal, StoreError, Table, UnixMillis, rules,
 };
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params, types::Type};
 use std::{
@@ -205,6 +205,16 @@ impl Database {
     /// See [`Store::held`](baton_core::state::Store::held).
     pub fn held(&self, who: Incarnation) -> Result<Vec<(AccountId, Lease)>, StoreError> {
         self.read(|connection| fences::held(connection, who, cluster(connection)?.history))
+    }
+
+    /// See [`Store::misplaced`](baton_core::state::Store::misplaced).
+    pub fn misplaced(&self, who: Incarnation) -> Result<Vec<(AccountId, Placement)>, StoreError> {
+        self.read(|connection| fences::misplaced(connection, who))
+    }
+
+    /// See [`Store::mail`](baton_core::state::Store::mail).
+    pub fn mail(&self, who: Incarnation) -> Result<Vec<AccountId>, StoreError> {
+        self.read(|connection| fences::mail(connection, who))
     }
 
     /// See [`Store::orphans`](baton_core::state::Store::orphans).

@@ -235,6 +235,56 @@ pub(crate) fn held(
     Ok(held)
 }
 
+/// See [`Store::misplaced`](baton_core::state::Store::misplaced). An account that nobody ever wished anything for has
+/// no wish to run.
+pub(crate) fn misplaced(
+    connection: &Connection,
+    who: Incarnation,
+) -> Result<Vec<(AccountId, Placement)>, Failure> {
+    let mut statement = connection.prepare_cached(
+        "SELECT f.business_id, f.device_id, coalesce(p.run, 0), p.pin \
+         FROM baton_fence f LEFT JOIN baton_placement p USING (business_id, device_id) \
+         WHERE f.holder = ?1 AND (p.run IS NOT 1 OR p.pin <> (SELECT name FROM baton_host WHERE incarnation = ?1)) \
+         ORDER BY f.business_id, f.device_id",
+    )?;
+    let mut rows = statement.query([hex(who)])?;
+    let mut misplaced = Vec::new();
+    while let Some(row) = rows.next()? {
+        let pin: Option<String> = row.get(3)?;
+        let placement = Placement {
+            run: row.get(2)?,
+            pin: pin.map(Into::into),
+            pause: Micros(0),
+        };
+        misplaced.push((account(row)?, placement));
+    }
+    Ok(misplaced)
+}
+
+/// See [`Store::mail`](baton_core::state::Store::mail). From one account with mail to the next, by a jump in the index.
+pub(crate) fn mail(connection: &Connection, who: Incarnation) -> Result<Vec<AccountId>, Failure> {
+    let mut next = connection.prepare_cached(
+        "SELECT m.business_id, m.device_id, \
+           (SELECT holder FROM baton_fence f WHERE f.business_id = m.business_id AND f.device_id = m.device_id) \
+         FROM baton_mailbox m WHERE (m.business_id, m.device_id) > (?1, ?2) \
+         ORDER BY m.business_id, m.device_id LIMIT 1",
+    )?;
+    let who = hex(who);
+    let mut mail = Vec::new();
+    let mut after = (String::new(), 0);
+    loop {
+        let mut rows = next.query(params![after.0, after.1])?;
+        let Some(row) = rows.next()? else {
+            return Ok(mail);
+        };
+        let account = account(row)?;
+        after = (account.business.as_str().to_owned(), number(account.device));
+        if row.get::<_, Option<String>>(2)?.as_ref() == Some(&who) {
+            mail.push(account);
+        }
+    }
+}
+
 /// See [`Store::orphans`](baton_core::state::Store::orphans). `living` are the hosts whose accounts are none.
 ///
 /// Goes holder by holder, not account by account: where everything runs, this costs as much as there are hosts.

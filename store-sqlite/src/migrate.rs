@@ -133,6 +133,10 @@ const MIGRATIONS: &[Migration] = &[
         name: "hosts",
         sql: include_str!("../migrations/0002_hosts.sql"),
     },
+    Migration {
+        name: "wishes",
+        sql: include_str!("../migrations/0003_wishes.sql"),
+    },
 ];
 
 /// The schema version this program writes.

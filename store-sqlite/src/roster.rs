@@ -96,7 +96,7 @@ impl Transaction<'_> {
         self.connection
             .prepare_cached(
                 "UPDATE baton_host SET state = ?2, accounts = ?3, ttl = ?4, expires_at = ?5, good_since = ?6, \
-                 locked = max(locked, ?7) WHERE incarnation = ?1",
+                 locked = max(locked, ?7), live = ?8 WHERE incarnation = ?1",
             )?
             .execute(params![
                 hex(who),
@@ -106,6 +106,7 @@ impl Transaction<'_> {
                 now.saturating_add(ttl),
                 good_since,
                 locked,
+                beat.live,
             ])?;
         // A clock that was set back must not keep the dead alive for longer than a lease.
         self.connection
@@ -159,6 +160,20 @@ impl Transaction<'_> {
     /// Declares dead whose lock is free: what a thread that watches found out. `false` if it was known, or is not so.
     pub(crate) fn bury(&mut self, dead: Incarnation) -> Result<bool, Failure> {
         Ok(self.is_provably_dead(dead) && self.end(dead, HostState::Dead)?)
+    }
+
+    /// See [`Store::drain`](baton_core::state::Store::drain).
+    pub fn drain(&mut self, who: Incarnation, drain: bool) -> Result<bool, Failure> {
+        let wished = self
+            .connection
+            .prepare_cached(
+                "UPDATE baton_host SET drain = ?2 WHERE incarnation = ?1 AND state IN ('active', 'draining')",
+            )?
+            .execute(params![hex(who), drain])?;
+        if wished > 0 {
+            self.changed()?;
+        }
+        Ok(wished > 0)
     }
 
     /// See [`Store::leave`](baton_core::state::Store::leave).
@@ -235,7 +250,7 @@ impl Transaction<'_> {
 /// Everybody, by slot.
 pub(crate) fn view(connection: &Connection, now: i64) -> Result<Vec<HostView>, Failure> {
     let mut statement = connection.prepare_cached(
-        "SELECT slot, incarnation, name, address, zone, version, capacity, state, accounts, expires_at \
+        "SELECT slot, incarnation, name, address, zone, version, capacity, state, accounts, expires_at, live, drain \
          FROM baton_host ORDER BY slot",
     )?;
     let mut rows = statement.query([])?;
@@ -255,6 +270,8 @@ pub(crate) fn view(connection: &Connection, now: i64) -> Result<Vec<HostView>, F
             },
             state: parse(row.get_ref(7)?.as_str().map_err(rusqlite::Error::from)?),
             accounts: row.get(8)?,
+            live: row.get(10)?,
+            drain: row.get(11)?,
             remaining: Micros(unsigned(expires.saturating_sub(now))),
         });
     }

@@ -373,6 +373,14 @@ impl Store for SqliteStore {
         self.read(move |database| database.hosts(clock()))
     }
 
+    fn drain(
+        &self,
+        who: Incarnation,
+        drain: bool,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        self.write(move |transaction| transaction.drain(who, drain))
+    }
+
     fn declare_dead(
         &self,
         by: Incarnation,
@@ -426,6 +434,20 @@ impl Store for SqliteStore {
     ) -> impl Future<Output = Result<Vec<Orphan>, StoreError>> + Send {
         let clock = self.clock();
         self.read(move |database| database.orphans(after.as_ref(), limit, clock()))
+    }
+
+    fn misplaced(
+        &self,
+        who: Incarnation,
+    ) -> impl Future<Output = Result<Vec<(AccountId, Placement)>, StoreError>> + Send {
+        self.read(move |database| database.misplaced(who))
+    }
+
+    fn mail(
+        &self,
+        who: Incarnation,
+    ) -> impl Future<Output = Result<Vec<AccountId>, StoreError>> + Send {
+        self.read(move |database| database.mail(who))
     }
 
     fn place(

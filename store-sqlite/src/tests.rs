@@ -172,6 +172,7 @@ fn beat(store: &SqliteStore, who: Incarnation, ttl: Micros) -> View {
     let beat = Beat {
         draining: false,
         accounts: 0,
+        live: 0,
         ttl,
     };
     match block_on(store.beat(who, beat)).unwrap() {

@@ -390,6 +390,7 @@ pub(super) async fn beat<S: Store>(store: &S, who: Incarnation) -> Result<(), St
     let beat = Beat {
         draining: true,
         accounts: 1,
+        live: 0,
         ttl: LEASE,
     };
     match store.beat(who, beat).await? {

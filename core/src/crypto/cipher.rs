@@ -50,21 +50,35 @@ pub fn aes_cbc_decrypt(
     }
     cbc::Decryptor::<Aes256>::new(key.into(), iv.into()).decrypt_blocks(blocks);
     // The empty ciphertext has no last byte: not even padding.
-    let padding = usize::from(*out.last().ok_or(CipherError)?);
-    let end = out
-        .len()
-        .checked_sub(padding)
-        .filter(|_| (1..=BLOCK).contains(&padding))
-        .ok_or(CipherError)?;
-    if out
-        .iter()
-        .skip(end)
-        .any(|&byte| usize::from(byte) != padding)
-    {
-        return Err(CipherError);
-    }
-    out.truncate(end);
+    let padding = padding(&out).ok_or(CipherError)?;
+    out.truncate(out.len() - padding);
     Ok(out)
+}
+
+/// CBC decryption of what comes in pieces. The padding at the end is the caller's to take off.
+pub(crate) struct CbcStream(cbc::Decryptor<Aes256>);
+
+impl CbcStream {
+    pub(crate) fn new(key: &[u8; 32], iv: &[u8; 16]) -> Self {
+        Self(cbc::Decryptor::new(key.into(), iv.into()))
+    }
+
+    /// Decrypts whole blocks in place; an incomplete last one is left as it is.
+    pub(crate) fn decrypt(&mut self, blocks: &mut [u8]) {
+        let (blocks, _) = Array::slice_as_chunks_mut(blocks);
+        self.0.decrypt_blocks(blocks);
+    }
+}
+
+/// How many bytes of PKCS#7 padding a last block carries. `None` if it is no such block.
+pub(crate) fn padding(last: &[u8]) -> Option<usize> {
+    let padding = usize::from(*last.last()?);
+    let start = last.len().checked_sub(padding)?;
+    let whole = last
+        .iter()
+        .skip(start)
+        .all(|&byte| usize::from(byte) == padding);
+    ((1..=BLOCK).contains(&padding) && whole).then_some(padding)
 }
 
 /// AES-256-GCM with a kept key schedule; nonces of 12 bytes, tags of 16 at the end.

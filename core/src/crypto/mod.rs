@@ -26,7 +26,8 @@ pub use aead::XChaCha;
 pub use cipher::{
     AesGcm, CipherError, aes_cbc_decrypt, aes_cbc_encrypt, aes_cbc_encrypt_into, cbc_ciphertext_len,
 };
-pub(crate) use kdf::HmacKey;
+pub(crate) use cipher::{CbcStream, padding};
+pub(crate) use kdf::{HmacKey, HmacSha512Key, HmacStream, Sha256Stream};
 pub use kdf::{hkdf_sha256, hmac_sha256, md5, sha1, sha256, verify_mac};
 pub use keys::{KeyError, KeyPair, PrivateKey, PublicKey, SharedSecret};
 pub use rng::Rng;

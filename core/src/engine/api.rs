@@ -1,7 +1,10 @@
 //! Inputs and outputs of an engine.
 
 use crate::{
-    flow::{Command, CommandError, CommandId, Endpoint, Event, Notice, Reply, StopReason},
+    flow::{
+        Command, CommandError, CommandId, Endpoint, Event, FetchId, Fetched, MediaRequest, Notice,
+        Reply, StopReason,
+    },
     state::{Batch, Epoch, EventSeq, Key, Lease, Micros, Row, Scan, Seal, Seq},
 };
 
@@ -53,6 +56,9 @@ pub enum Input<'a> {
     },
     /// The store refused for good: history or schema do not fit. The engine stops.
     StoreRefused(String),
+    /// A download goes on, as asked for by [`Output::Fetch`] and [`Output::FetchMore`]. What comes for one that was
+    /// stopped is ignored.
+    Fetched(FetchId, Fetched<'a>),
     /// The lease was renewed, in time or not. Counts only for the term that the engine was built with.
     Granted(Grant),
     /// Somebody wants something.
@@ -79,6 +85,14 @@ pub enum Output {
     Close,
     /// Bytes were appended to `wire`. Send them as one message of the connection.
     Transmit,
+    /// Download a file; answer with [`Input::Fetched`]: one chunk, or its end. Needs no connection to the service and
+    /// outlives it.
+    Fetch(FetchId, MediaRequest),
+    /// Answer with the next chunk, or its end. It is said when everything that came of the last chunk is durable, so
+    /// that a slow store slows the download down instead of filling the memory.
+    FetchMore(FetchId),
+    /// Forget about a download.
+    StopFetch(FetchId),
     /// As [`Transmit`](Self::Transmit), for bytes that say nothing but that the connection is in use. They may be written
     /// after the grant has run out; nothing else may.
     KeepAlive,

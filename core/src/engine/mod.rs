@@ -41,13 +41,14 @@ use crate::{
         reseal,
         retry::{Asked, Retries},
         send::Sends,
+        sync::{Sync, SyncScan, SyncWork},
     },
     proto::record::Counters,
     state::{AccountId, Key, Micros, Row, Scan, Table, WorkingSet, codec, rules},
     wire::node::{self, Node},
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use work::{Work, WorkQueue};
+use work::{Machines, Work, WorkQueue};
 
 /// Rows per scan while starting.
 const SCAN_ROWS: u32 = 256;
@@ -79,6 +80,7 @@ enum Reading {
     InboxAtStart,
     Inbox,
     Mailbox,
+    Sync(SyncScan),
     MailboxAtStart,
 }
 
@@ -103,6 +105,7 @@ pub struct Engine {
     pairing: Pairing,
     sends: Sends,
     retries: Retries,
+    sync: Sync,
     work: WorkQueue,
     reading: BTreeMap<LoadId, Reading>,
     next_load: u64,
@@ -144,6 +147,8 @@ impl Engine {
             connection: None,
             available: false,
             wanted: BTreeSet::new(),
+            scans: VecDeque::new(),
+            from_phone: VecDeque::new(),
             stats: Stats::default(),
             config,
         };
@@ -156,6 +161,7 @@ impl Engine {
             pairing: Pairing::default(),
             sends: Sends::default(),
             retries: Retries::default(),
+            sync: Sync::default(),
             work: WorkQueue::default(),
             reading: BTreeMap::new(),
             next_load: 1,
@@ -329,6 +335,11 @@ impl Engine {
                     self.cx.reply(id, Err(CommandError::Unknown))
                 }
             },
+            Input::Fetched(id, what) => {
+                if matches!(self.phase, Phase::Running) {
+                    self.sync.fetched(&mut self.cx, id, what);
+                }
+            }
             Input::Reseed(seed) => self.cx.rng.reseed(seed),
             Input::Granted(_) | Input::Tick => {}
         }
@@ -336,7 +347,8 @@ impl Engine {
 
     /// What would be queued is refused beyond the limit; while nothing is read yet, everything is queued.
     fn is_too_many(&self, command: &Command) -> bool {
-        let queued = matches!(self.phase, Phase::Starting) || matches!(command, Command::Send(_));
+        let works = matches!(command, Command::Send(_) | Command::Change(_));
+        let queued = matches!(self.phase, Phase::Starting) || works;
         queued && self.appetite().commands == 0
     }
 
@@ -466,6 +478,7 @@ impl Engine {
                 self.started();
             }
             Some(Reading::Inbox) => inbox::scanned(&mut self.cx, rows),
+            Some(Reading::Sync(scan)) => self.sync.scanned(&mut self.cx, scan, rows),
             Some(Reading::Mailbox) => {
                 self.checking_mailbox = false;
                 self.sends.mailbox_read();
@@ -506,12 +519,7 @@ impl Engine {
             }
             // Checked before its row is asked for: not every id is the name of a row.
             Command::Send(request) => match Sends::check(&request) {
-                Ok(()) => self.work.push(
-                    &mut self.cx,
-                    Work::Accept(Some(id), request),
-                    &self.sends,
-                    &self.retries,
-                ),
+                Ok(()) => self.enqueue(Work::Accept(Some(id), request)),
                 Err(error) => self.cx.reply(id, Err(error)),
             },
             Command::Acknowledge(upto) => {
@@ -547,6 +555,15 @@ impl Engine {
                     self.scan(Table::Mailbox, None, MAILBOX_ROWS, Reading::Mailbox);
                 }
                 self.cx.reply(id, Ok(Reply::Done));
+            }
+            Command::Change(_)
+            | Command::Sync(_)
+            | Command::Contacts { .. }
+            | Command::Chats { .. }
+            | Command::Settings { .. } => {
+                if let Some(work) = self.sync.command(&mut self.cx, id, command) {
+                    self.enqueue(Work::Sync(work));
+                }
             }
             Command::Logout => self.log_out(id),
             Command::Shutdown => {
@@ -630,6 +647,7 @@ impl Engine {
         self.login.reset();
         let confirmed = self.pairing.closed();
         self.retries.closed();
+        self.sync.closed();
         for query in self.cx.queries.drain() {
             self.answered(query, Answer::Lost);
         }
@@ -661,15 +679,28 @@ impl Engine {
                 let wish = notify::information(&mut self.cx, &self.login, &stanza);
                 self.grant_wish(wish);
             }
-            "ack" => {
-                if stanza.get_string("class").as_deref() == Some("message") {
+            "ack" => match stanza.get_string("class").as_deref() {
+                Some("message") => {
                     self.sends.acknowledged(&mut self.cx, &stanza);
+                    if let Some(id) = stanza.get_string("id") {
+                        let refused = stanza.get_u64("error").unwrap_or(0) != 0;
+                        self.sync.acknowledged(&mut self.cx, &id, refused);
+                    }
                 }
-            }
+                Some("receipt") => {
+                    if let Some(id) = stanza.get_string("id") {
+                        self.sync.receipt_acknowledged(&mut self.cx, &id);
+                    }
+                }
+                _ => {}
+            },
             "message" => self.enqueue(Work::Message(stanza)),
             "receipt" => {
                 let retry = stanza.get_string("type").as_deref() == Some("retry");
-                self.enqueue(if retry {
+                let phone = self.sync.phone_retry(&self.cx, &stanza).filter(|_| retry);
+                self.enqueue(if let Some(work) = phone {
+                    Work::Sync(work)
+                } else if retry {
                     Work::Retry {
                         stanza,
                         asked: Asked::Nothing,
@@ -680,7 +711,13 @@ impl Engine {
             }
             "notification" => {
                 let wish = notify::notification(&mut self.cx, &stanza);
-                self.grant_wish(wish);
+                if wish == Wish::File {
+                    if let Some(work) = self.sync.media_retry(&stanza) {
+                        self.enqueue(Work::Sync(work));
+                    }
+                } else {
+                    self.grant_wish(wish);
+                }
             }
             "call" | "status" => self.cx.acknowledge(&stanza, None),
             // Nothing to do, and nobody waits for an answer.
@@ -691,13 +728,15 @@ impl Engine {
 
     fn grant_wish(&mut self, wish: Wish) {
         match wish {
-            Wish::Nothing => {}
+            Wish::Nothing | Wish::File => {}
             Wish::PreKeys => self.enqueue(Work::UploadPreKeys),
             Wish::Online => {
                 if self.login.offline_done(&mut self.cx) {
                     self.sends.resume(&mut self.cx);
+                    self.sync.online(&mut self.cx);
                 }
             }
+            Wish::Settings(collections) => self.sync.heard(&collections),
         }
     }
 
@@ -759,6 +798,10 @@ impl Engine {
                     self.cx.reply(id, Err(CommandError::Unknown));
                 }
             },
+            Query::Sync(collection, upload) => {
+                self.enqueue(Work::Sync(SyncWork::Answered(collection, upload, answer)));
+            }
+            Query::MediaHosts => self.sync.hosts_answered(&mut self.cx, &answer),
             Query::Ping | Query::Formality => {}
         }
     }
@@ -766,8 +809,12 @@ impl Engine {
     // ---- work -------------------------------------------------------------------------------------------------
 
     fn enqueue(&mut self, work: Work) {
-        self.work
-            .push(&mut self.cx, work, &self.sends, &self.retries);
+        let machines = Machines {
+            sends: &self.sends,
+            retries: &self.retries,
+            sync: &self.sync,
+        };
+        self.work.push(&mut self.cx, work, machines);
     }
 
     /// Executes what can be executed, asks for what is missing.
@@ -776,13 +823,20 @@ impl Engine {
             return;
         }
         loop {
+            while let Some(work) = self.sync.advance(&mut self.cx, self.login.is_online()) {
+                self.enqueue(Work::Sync(work));
+            }
+            let machines = Machines {
+                sends: &self.sends,
+                retries: &self.retries,
+                sync: &self.sync,
+            };
             if self.login.is_online() {
                 for id in self.sends.ready(&self.cx) {
-                    self.work
-                        .push_send(&mut self.cx, id, &self.sends, &self.retries);
+                    self.work.push_send(&mut self.cx, id, machines);
                 }
             }
-            let Some(work) = self.work.next(&mut self.cx, &self.sends, &self.retries) else {
+            let Some(work) = self.work.next(&mut self.cx, machines) else {
                 break;
             };
             self.execute(work);
@@ -795,6 +849,20 @@ impl Engine {
             let after = inbox::scan_from(&mut self.cx);
             let window = self.cx.config.limits.events_in_flight.get();
             self.scan(Table::Inbox, after, window, Reading::Inbox);
+        }
+        while let Some((after, _)) = self.cx.scans.front() {
+            if !self.cx.rows.is_durable(*after) {
+                break;
+            }
+            let Some((_, scan)) = self.cx.scans.pop_front() else {
+                break;
+            };
+            let Scan {
+                table,
+                after,
+                limit,
+            } = scan.scan();
+            self.scan(table, after, limit, Reading::Sync(scan));
         }
         let wanted: Vec<Key> = std::mem::take(&mut self.cx.wanted)
             .into_iter()
@@ -822,6 +890,11 @@ impl Engine {
             Work::Accept(command, request) => self.sends.accept(cx, command, request),
             Work::Send(id) => self.sends.step(cx, &id),
             Work::UploadPreKeys => pre_keys::upload(cx),
+            Work::Sync(work) => {
+                if let Some(next) = self.sync.execute(cx, work) {
+                    self.work.push_front(Work::Sync(next));
+                }
+            }
             Work::DevicesAnswered(users, answer) => {
                 let complete = match &answer {
                     Answer::Result(stanza) => {
@@ -852,6 +925,7 @@ impl Engine {
                     .cloned()
                     .collect();
                 self.sends.bundles_answered(cx, &answer, &missing);
+                self.sync.bundles_answered();
                 for stanza in self.retries.bundles_answered(&answer, &devices) {
                     self.enqueue(Work::Retry {
                         stanza,
@@ -902,9 +976,11 @@ impl Engine {
         self.pairing.tick(&mut self.cx, &mut self.link);
         if self.login.tick(&mut self.cx, &mut self.link) {
             self.sends.resume(&mut self.cx);
+            self.sync.online(&mut self.cx);
         }
         // Without a grant the last copy has not left: another would stand behind it.
         if self.may_act() {
+            self.sync.tick(&mut self.cx);
             self.sends.tick(&mut self.cx, &self.link);
         }
         for query in self.cx.queries.expired(self.cx.now.mono) {
@@ -920,6 +996,7 @@ impl Engine {
                 self.pairing.wake(),
                 self.login.wake(&self.cx),
                 self.sends.wake().filter(|_| self.may_act()),
+                self.sync.wake().filter(|_| self.may_act()),
                 self.cx.queries.deadline(),
             ]),
             Phase::Stopping(_, until) => wakes.push(Some(*until)),
@@ -998,6 +1075,9 @@ impl Engine {
             Effect::Event(seq, event) => Output::Event(seq, event),
             Effect::Notice(notice) => Output::Notice(notice),
             Effect::Reply(id, result) => Output::Reply(id, result),
+            Effect::Fetch(id, request) => Output::Fetch(id, request),
+            Effect::FetchMore(id) => Output::FetchMore(id),
+            Effect::StopFetch(id) => Output::StopFetch(id),
         })
     }
 
@@ -1027,7 +1107,13 @@ impl Engine {
         let abandoned = self.work.abandon();
         let early = self.early.drain(..).map(|(id, _)| id);
         let unlinking = self.unlinking.take();
-        for id in abandoned.into_iter().chain(early).chain(unlinking) {
+        let pages = self.sync.abandon();
+        for id in abandoned
+            .into_iter()
+            .chain(early)
+            .chain(unlinking)
+            .chain(pages)
+        {
             self.cx.reply(id, Err(CommandError::Unknown));
         }
         self.pairing.fail(&mut self.cx, &CommandError::Unknown);

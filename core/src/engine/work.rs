@@ -11,6 +11,7 @@ use crate::{
         receive,
         retry::{Asked, Retries},
         send::{self, Sends},
+        sync::{Sync, SyncWork},
     },
     jid::Jid,
     state::{Key, MessageId, Row},
@@ -37,10 +38,25 @@ pub(super) enum Work {
     UploadPreKeys,
     DevicesAnswered(Vec<Jid>, Answer),
     BundlesAnswered(Vec<Jid>, Answer),
+    /// Settings and history.
+    Sync(SyncWork),
+}
+
+/// The machines that know what work needs.
+#[derive(Clone, Copy)]
+pub(super) struct Machines<'a> {
+    pub(super) sends: &'a Sends,
+    pub(super) retries: &'a Retries,
+    pub(super) sync: &'a Sync,
 }
 
 impl Work {
-    fn needs(&self, cx: &mut Context, sends: &Sends, retries: &Retries) -> Vec<Key> {
+    fn needs(&self, cx: &mut Context, machines: Machines<'_>) -> Vec<Key> {
+        let Machines {
+            sends,
+            retries,
+            sync,
+        } = machines;
         match self {
             Self::Message(stanza) => receive::needs(cx, stanza),
             Self::Receipt(stanza, from) => sends.receipt_needs(stanza, *from),
@@ -50,6 +66,7 @@ impl Work {
             Self::UploadPreKeys => pre_keys::needs(cx),
             Self::DevicesAnswered(..) => Vec::new(),
             Self::BundlesAnswered(devices, _) => devices::bundle_needs(devices),
+            Self::Sync(work) => sync.needs(cx, work),
         }
     }
 }
@@ -62,7 +79,12 @@ impl Work {
             | Self::Receipt(stanza, _)
             | Self::Retry { stanza, .. }
             | Self::DevicesAnswered(_, Answer::Result(stanza))
-            | Self::BundlesAnswered(_, Answer::Result(stanza)) => weight(stanza),
+            | Self::BundlesAnswered(_, Answer::Result(stanza))
+            | Self::Sync(
+                SyncWork::Answered(_, _, Answer::Result(stanza))
+                | SyncWork::PhoneRetry(stanza)
+                | SyncWork::Reuploaded(_, Some(stanza)),
+            ) => weight(stanza),
             Self::Accept(_, request) => match &request.content {
                 Content::Text(text) => NODE + text.len(),
                 Content::Message(bytes) => NODE + bytes.len(),
@@ -104,9 +126,9 @@ impl WorkQueue {
     }
 
     /// Accepts work, and asks for the rows it is known to need as long as there is room for them.
-    pub(super) fn push(&mut self, cx: &mut Context, work: Work, sends: &Sends, retries: &Retries) {
+    pub(super) fn push(&mut self, cx: &mut Context, work: Work, machines: Machines<'_>) {
         if cx.rows.has_room() && cx.wanted.len() < WANTED {
-            let needs = work.needs(cx, sends, retries);
+            let needs = work.needs(cx, machines);
             want(cx, needs);
         }
         self.push_back(work);
@@ -135,6 +157,7 @@ impl WorkQueue {
     pub(super) fn abandon(&mut self) -> Vec<CommandId> {
         let asked = |(work, _): &(Work, usize)| match work {
             Work::Accept(command, _) => *command,
+            Work::Sync(SyncWork::Change(command, _)) => Some(*command),
             _ => None,
         };
         let commands = self.queue.iter().filter_map(asked).collect();
@@ -143,19 +166,13 @@ impl WorkQueue {
     }
 
     /// Accepts the next step of a send, once.
-    pub(super) fn push_send(
-        &mut self,
-        cx: &mut Context,
-        id: MessageId,
-        sends: &Sends,
-        retries: &Retries,
-    ) {
+    pub(super) fn push_send(&mut self, cx: &mut Context, id: MessageId, machines: Machines<'_>) {
         let queued = self
             .queue
             .iter()
             .any(|(work, _)| matches!(work, Work::Send(other) if *other == id));
         if !queued {
-            self.push(cx, Work::Send(id), sends, retries);
+            self.push(cx, Work::Send(id), machines);
         }
     }
 
@@ -194,14 +211,9 @@ impl WorkQueue {
     }
 
     /// The head, if everything it needs is at hand; else what is missing is asked for.
-    pub(super) fn next(
-        &mut self,
-        cx: &mut Context,
-        sends: &Sends,
-        retries: &Retries,
-    ) -> Option<Work> {
+    pub(super) fn next(&mut self, cx: &mut Context, machines: Machines<'_>) -> Option<Work> {
         let (head, _) = self.queue.front()?;
-        let needs = head.needs(cx, sends, retries);
+        let needs = head.needs(cx, machines);
         if needs.iter().all(|key| cx.rows.knows(key)) {
             return self.pop();
         }

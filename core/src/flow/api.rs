@@ -1,6 +1,8 @@
 //! What goes into an engine and what comes out, apart from bytes and rows: commands, events, notices.
 
+use super::sync::{Chat, Contact, HistoryKind, HistoryPart, Setting, SyncState};
 use crate::{
+    appstate::{Collection, action::Action},
     jid::Jid,
     state::{Epoch, EventSeq, Key, MessageId, Micros, Seal},
 };
@@ -42,6 +44,36 @@ pub enum Command {
     },
     /// Look for requests that other processes have left in the mailbox.
     CheckMailbox,
+    /// Change settings. Answered with [`Reply::Done`] when that is durable; from then on it is announced until the
+    /// service has taken it, whatever crashes and whoever changes something at the same time. It shows in queries, and
+    /// as [`Event::Setting`], when the service has it. A later change of the same setting replaces one that waits.
+    Change(Vec<Action>),
+    /// Fetch settings now, those of one collection or of all. Answered with [`Reply::Done`] at once.
+    Sync(Option<Collection>),
+    /// People the account knows, in the order of their addresses.
+    Contacts {
+        /// Start behind this one.
+        after: Option<Jid>,
+        /// At most so many, up to 1024.
+        limit: u32,
+    },
+    /// Chats with settings, in the order of their addresses.
+    Chats {
+        /// Start behind this one.
+        after: Option<Jid>,
+        /// At most so many, up to 1024.
+        limit: u32,
+    },
+    /// Everything in a collection that is neither a contact nor a chat's setting: labels, stars, and all that is not
+    /// understood.
+    Settings {
+        /// Which.
+        collection: Collection,
+        /// Start behind what [`Reply::Settings`] said.
+        after: Option<[u8; 32]>,
+        /// Look at no more than so many, up to 1024.
+        limit: u32,
+    },
     /// Unlink at the service, mark the account as logged out, stop. Keys are kept; deleting an account is the store's
     /// business.
     Logout,
@@ -59,6 +91,11 @@ impl fmt::Debug for Command {
             Self::MarkRead { ids, .. } => write!(f, "MarkRead({} ids)", ids.len()),
             Self::Presence { available, .. } => write!(f, "Presence({available})"),
             Self::CheckMailbox => f.write_str("CheckMailbox"),
+            Self::Change(actions) => write!(f, "Change({actions:?})"),
+            Self::Sync(collection) => write!(f, "Sync({collection:?})"),
+            Self::Contacts { limit, .. } => write!(f, "Contacts({limit})"),
+            Self::Chats { limit, .. } => write!(f, "Chats({limit})"),
+            Self::Settings { collection, .. } => write!(f, "Settings({collection})"),
             Self::Logout => f.write_str("Logout"),
             Self::Shutdown => f.write_str("Shutdown"),
         }
@@ -122,6 +159,27 @@ pub enum Reply {
     Accepted {
         /// Its id.
         id: MessageId,
+    },
+    /// A page of contacts.
+    Contacts {
+        /// In the order of their addresses.
+        contacts: Vec<Contact>,
+        /// Ask again with this; `None` if that was all.
+        next: Option<Jid>,
+    },
+    /// A page of chats.
+    Chats {
+        /// In the order of their addresses.
+        chats: Vec<Chat>,
+        /// Ask again with this; `None` if that was all.
+        next: Option<Jid>,
+    },
+    /// A page of settings.
+    Settings {
+        /// In no order that means anything.
+        settings: Vec<Setting>,
+        /// Ask again with this; `None` if that was all.
+        next: Option<[u8; 32]>,
     },
 }
 
@@ -228,6 +286,39 @@ pub enum Event {
         /// Whose.
         user: Jid,
     },
+    /// A setting was changed: by the phone, by another device, or by us and the service has it now.
+    Setting(Box<Setting>),
+    /// So much has changed in a collection that it is not listed (it was fetched whole, or in a large step): ask
+    /// again for contacts, chats or settings.
+    SettingsReplaced {
+        /// Which.
+        collection: Collection,
+        /// At this version.
+        version: u64,
+        /// How many settings were set or removed.
+        settings: u64,
+    },
+    /// A collection could not be brought into order. It stays as it was; messages are not concerned. It is tried again
+    /// at the next login.
+    SyncFailed {
+        /// Which.
+        collection: Collection,
+        /// Why.
+        why: String,
+    },
+    /// Messages of the past.
+    History(Box<HistoryPart>),
+    /// A chunk of history has been taken in, or given up.
+    HistoryEnded {
+        /// The phone's announcement that it came with.
+        source: MessageId,
+        /// What kind of chunk it is.
+        kind: HistoryKind,
+        /// Messages, chats and names in it.
+        items: u64,
+        /// Why the rest of it is missing; `None` if it is whole.
+        why: Option<String>,
+    },
     /// The database lost commits that it had confirmed: a failover to a standby that was behind, or a restored backup.
     ///
     /// Numbers between `after` and this event's are never used again. Events that were shown under them were true, but
@@ -302,6 +393,19 @@ pub enum Notice {
     },
     /// The service or a peer did something the protocol does not allow; it was dropped.
     Protocol(String),
+    /// How a collection of settings is getting on.
+    Sync(Collection, SyncState),
+    /// How a chunk of history is getting on.
+    History {
+        /// The phone's announcement that it came with.
+        source: MessageId,
+        /// What kind of chunk it is.
+        kind: HistoryKind,
+        /// How much of all its history the phone has sent with this chunk, in per cent, if it says so.
+        progress: Option<u32>,
+        /// Messages, chats and names taken in so far.
+        items: u64,
+    },
 }
 
 impl fmt::Debug for Notice {
@@ -315,6 +419,8 @@ impl fmt::Debug for Notice {
                 write!(f, "RetryAsked({id}, reason {reason}, count {count})")
             }
             Self::Protocol(what) => write!(f, "Protocol({what})"),
+            Self::Sync(collection, state) => write!(f, "Sync({collection}, {state:?})"),
+            Self::History { source, items, .. } => write!(f, "History({source}, {items} items)"),
         }
     }
 }

@@ -10,6 +10,7 @@ use super::{
     account::Account,
     inbox::Inbox,
     query::{Queries, Query},
+    sync::{FetchId, FromPhone, MediaRequest, SyncScan, SyncStats},
 };
 use crate::{
     crypto::Rng,
@@ -36,6 +37,9 @@ pub(crate) enum Effect {
     Event(EventSeq, Event),
     Notice(Notice),
     Reply(CommandId, Result<Reply, CommandError>),
+    Fetch(FetchId, MediaRequest),
+    FetchMore(FetchId),
+    StopFetch(FetchId),
 }
 
 impl Effect {
@@ -46,6 +50,16 @@ impl Effect {
             }
             // The text stands in the content and beside it.
             Self::Event(_, Event::Message(message)) => 256 + 2 * message.content.len(),
+            Self::Event(_, Event::History(part)) => {
+                256 + part
+                    .messages
+                    .iter()
+                    .map(|message| 100 + message.info.len())
+                    .sum::<usize>()
+            }
+            Self::Reply(_, Ok(Reply::Contacts { contacts, .. })) => 256 * (1 + contacts.len()),
+            Self::Reply(_, Ok(Reply::Chats { chats, .. })) => 256 * (1 + chats.len()),
+            Self::Reply(_, Ok(Reply::Settings { settings, .. })) => 512 * (1 + settings.len()),
             Self::Notice(Notice::Qr { text, .. } | Notice::Protocol(text)) => 64 + text.len(),
             _ => 64,
         }
@@ -136,6 +150,8 @@ pub struct Stats {
     pub batches: u64,
     /// Connections asked for.
     pub connects: u64,
+    /// Settings and history.
+    pub sync: SyncStats,
     /// Losses of commits that were made up for when the engine started.
     pub losses: u64,
 }
@@ -158,6 +174,10 @@ pub(crate) struct Context {
     pub(crate) available: bool,
     /// Rows to ask the store for.
     pub(crate) wanted: BTreeSet<Key>,
+    /// Slices of tables to ask the store for, once everything up to there is durable: a scan sees nothing else.
+    pub(crate) scans: VecDeque<(Seq, SyncScan)>,
+    /// What the phone has said that is not a message: for settings and history.
+    pub(crate) from_phone: VecDeque<FromPhone>,
     pub(crate) stats: Stats,
 }
 
@@ -335,6 +355,27 @@ impl Context {
     /// Says how the connection is.
     pub(crate) fn connection_is(&mut self, state: Connection) {
         self.notice(Notice::Connection(state));
+    }
+
+    /// Asks for a slice of a table, as it is with everything written so far.
+    pub(crate) fn ask_scan(&mut self, scan: SyncScan) {
+        self.scans.push_back((self.rows.position(), scan));
+    }
+
+    /// Starts a download.
+    pub(crate) fn fetch(&mut self, id: FetchId, request: MediaRequest) {
+        self.stats.sync.fetches += 1;
+        self.queue(Effect::Fetch(id, request));
+    }
+
+    /// Asks for the next bytes of a download, once everything that came of the last ones is durable.
+    pub(crate) fn fetch_more(&mut self, id: FetchId) {
+        self.queue(Effect::FetchMore(id));
+    }
+
+    /// Ends a download.
+    pub(crate) fn stop_fetch(&mut self, id: FetchId) {
+        self.queue(Effect::StopFetch(id));
     }
 
     /// Answers a command.

@@ -227,6 +227,11 @@ pub(crate) fn to_row(event: &Event) -> record::Event {
             });
         }
         Event::IdentityChanged { user } => row.identity_changed = Some(user.to_string()),
+        Event::Setting(..)
+        | Event::SettingsReplaced { .. }
+        | Event::SyncFailed { .. }
+        | Event::History(..)
+        | Event::HistoryEnded { .. } => super::sync::to_row(event, &mut row),
         Event::HistoryLost { after, losses } => {
             row.history_lost = Some(record::HistoryLost {
                 after: Some(after.0),
@@ -320,7 +325,7 @@ pub(crate) fn from_row(row: record::Event) -> Result<Event, RowError> {
             losses: lost.losses.unwrap_or(1),
         }
     } else {
-        return Err(RowError::Malformed);
+        return super::sync::from_row(row);
     })
 }
 
@@ -356,6 +361,11 @@ pub(crate) fn text_of(content: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::appstate::{
+        Collection,
+        action::{Action, MuteEnd},
+    };
+    use crate::flow::{HistoryKind, HistoryMessage, HistoryPart, Setting};
 
     fn text(text: &str) -> Vec<u8> {
         e2e::Message {
@@ -416,7 +426,59 @@ mod tests {
                 chat: lid.bare(),
                 sender: lid.clone(),
             },
-            Event::IdentityChanged { user: lid },
+            Event::IdentityChanged { user: lid.clone() },
+            Event::Setting(Box::new(Setting {
+                collection: Collection::RegularHigh,
+                action: Action::Mute {
+                    chat: lid.bare(),
+                    until: Some(MuteEnd::At(5)),
+                },
+                at: 7,
+                own: true,
+            })),
+            Event::Setting(Box::new(Setting {
+                collection: Collection::CriticalUnblockLow,
+                action: Action::Contact {
+                    user: lid.bare(),
+                    card: None,
+                },
+                at: 7,
+                own: false,
+            })),
+            Event::Setting(Box::new(Setting {
+                collection: Collection::Regular,
+                action: Action::Unknown {
+                    index: b"[\"nux\"]".to_vec().into(),
+                    data: vec![0x12, 0x02, 0x08, 0x09].into(),
+                    removed: true,
+                },
+                at: 9,
+                own: false,
+            })),
+            Event::SettingsReplaced {
+                collection: Collection::Regular,
+                version: 7,
+                settings: 9,
+            },
+            Event::SyncFailed {
+                collection: Collection::Regular,
+                why: "a reason".into(),
+            },
+            Event::History(Box::new(HistoryPart {
+                source: "3EB0".into(),
+                kind: HistoryKind::Recent,
+                part: 3,
+                messages: vec![HistoryMessage {
+                    chat: lid.bare(),
+                    info: vec![1, 2, 3].into(),
+                }],
+            })),
+            Event::HistoryEnded {
+                source: "3EB0".into(),
+                kind: HistoryKind::Other(99),
+                items: 7,
+                why: Some("a reason".into()),
+            },
             Event::HistoryLost {
                 after: EventSeq(0),
                 losses: 2,

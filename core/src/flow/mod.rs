@@ -17,6 +17,7 @@
 //! | `receive` | messages coming in |
 //! | `retry` | retry receipts, both ways |
 //! | `notify` | notifications, and what else needs only an answer |
+//! | `sync` | settings, contacts, history |
 //! | `inbox` | events on their way to the consumer |
 
 mod account;
@@ -36,6 +37,7 @@ pub(crate) mod receive;
 pub(crate) mod reseal;
 pub(crate) mod retry;
 pub(crate) mod send;
+pub(crate) mod sync;
 
 pub(crate) use account::Account;
 pub use account::{DeviceSummary, LinkState, describe_device};
@@ -47,3 +49,7 @@ pub use config::{Config, Endpoint, Limits, PreKeyPolicy, Profile, ServiceConfig,
 pub(crate) use context::Context;
 pub use context::Stats;
 pub use send::{SendStatus, mailbox_request, message_id, sent_status};
+pub use sync::{
+    CHUNK_BYTES, Chat, Contact, FetchId, Fetched, HistoryKind, HistoryMessage, HistoryPart,
+    MediaRequest, Setting, SyncState, SyncStats,
+};

@@ -6,7 +6,7 @@ use super::{
     login::Login,
     query::{Query, iq},
 };
-use crate::{jid::Jid, state::Key, wire::node::Node};
+use crate::{appstate::Collection, jid::Jid, state::Key, wire::node::Node};
 
 /// More children than this are not looked at.
 const CHILDREN: usize = 64;
@@ -15,13 +15,17 @@ const CHILDREN: usize = 64;
 const QUERIES: usize = 256;
 
 /// What a stanza asks the engine to do beyond this module.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Wish {
     Nothing,
     /// Upload pre-keys.
     PreKeys,
     /// The offline queue has been delivered.
     Online,
+    /// Settings have changed, up to these versions if they are known.
+    Settings(Vec<(Collection, Option<u64>)>),
+    /// The phone has uploaded a file again, or will not.
+    File,
 }
 
 /// `<notification>`.
@@ -63,6 +67,16 @@ pub(crate) fn notification(cx: &mut Context, stanza: &Node) -> Wish {
                 [Some(from.clone()), lid].into_iter().flatten().chain(twins),
             );
         }
+        // From us as well: then it says nothing new.
+        ("server_sync", _) => {
+            let named = stanza.find_all("collection").take(CHILDREN);
+            let changed = named.filter_map(|node| {
+                let collection = node.get_string("name")?.parse().ok()?;
+                Some((collection, node.get_u64("version")))
+            });
+            wish = Wish::Settings(changed.collect());
+        }
+        ("mediaretry", _) => wish = Wish::File,
         ("account_sync", _) if stanza.find("devices").is_some() => {
             let own = [cx.account.jid.clone(), cx.account.lid.clone()];
             devices::forget(cx, own.into_iter().flatten());
@@ -75,6 +89,7 @@ pub(crate) fn notification(cx: &mut Context, stanza: &Node) -> Wish {
 
 /// `<ib>`: never acknowledged.
 pub(crate) fn information(cx: &mut Context, login: &Login, stanza: &Node) -> Wish {
+    let mut wish = Wish::Nothing;
     for child in stanza.nodes().iter().take(CHILDREN) {
         match child.tag() {
             "offline" => return Wish::Online,
@@ -96,6 +111,10 @@ pub(crate) fn information(cx: &mut Context, login: &Login, stanza: &Node) -> Wis
             }
             "dirty" if login.is_logged_in() && cx.queries.len() < QUERIES => {
                 if let Some(kind) = child.get_string("type") {
+                    if kind == "syncd_app_state" {
+                        let all = Collection::ALL.map(|collection| (collection, None));
+                        wish = Wish::Settings(all.into());
+                    }
                     let clean = Node::new("clean")
                         .attr("type", kind)
                         .attr_opt("timestamp", child.get_string("timestamp"));
@@ -108,7 +127,7 @@ pub(crate) fn information(cx: &mut Context, login: &Login, stanza: &Node) -> Wis
             _ => {}
         }
     }
-    Wish::Nothing
+    wish
 }
 
 /// Reports messages as read.

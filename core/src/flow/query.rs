@@ -27,6 +27,10 @@ pub(crate) enum Query {
     Bundles(Vec<Jid>),
     /// Unlinking this device.
     Logout(CommandId),
+    /// A collection of settings; `true` if a patch of ours was in it.
+    Sync(crate::appstate::Collection, bool),
+    /// Where files are.
+    MediaHosts,
     /// Whatever the answer, nothing depends on it.
     Formality,
 }

@@ -4,7 +4,7 @@
 //! makes the service forget the message stands behind it at the gate. A message that comes again is known by its mark,
 //! whatever happened to the ratchet meanwhile, and is only acknowledged again.
 
-use super::{Context, Event, Message, adv, devices, inbox, pre_keys, retry::Retries};
+use super::{Context, Event, Message, adv, devices, inbox, pre_keys, retry::Retries, sync};
 use crate::{
     crypto::sha256,
     jid::{Jid, Server},
@@ -499,8 +499,9 @@ fn content(
         .protocol_message
         .as_ref()
         .filter(|_| incoming.from_me && incoming.sender.device() == 0)
+        && from_phone(cx, &incoming.id, protocol)
     {
-        from_phone(cx, &incoming.id, protocol);
+        return Ok(None);
     }
     let bare = e2e::Message {
         sender_key_distribution_message: message.sender_key_distribution_message,
@@ -541,35 +542,27 @@ fn sender_key(
     }
 }
 
-/// What the own phone tells its companions: keys for app state, LIDs of contacts.
-fn from_phone(cx: &mut Context, id: &MessageId, protocol: &e2e::ProtocolMessage) {
-    let keys = protocol
-        .app_state_sync_key_share
-        .iter()
-        .flat_map(|share| &share.keys);
-    for key in keys {
-        let id = key
-            .key_id
-            .as_ref()
-            .and_then(|id| id.key_id.clone())
-            .unwrap_or_default();
-        if (1..=64).contains(&id.len()) {
-            cx.put(
-                Key::AppStateSyncKey(id.into()),
-                codec::wrap(&key.encode_to_vec()),
-            );
-        }
+/// What the own phone tells its companions: keys for app state, chunks of history, LIDs of contacts. Returns whether it is
+/// for the engine alone: it has keys in it, and is not to be shown.
+fn from_phone(cx: &mut Context, id: &MessageId, protocol: &e2e::ProtocolMessage) -> bool {
+    let mut taken = false;
+    if let Some(share) = &protocol.app_state_sync_key_share {
+        sync::keys_shared(cx, share);
+        taken = true;
     }
-    if protocol.history_sync_notification.is_some() {
-        // The phone sends the next part only when this one has been received; it is in the event.
-        if let Some(own) = cx.account.jid.as_ref().map(Jid::bare) {
-            let receipt = Node::new("receipt").attr("id", id.clone()).attr("to", own);
-            cx.send(&receipt.attr("type", "hist_sync"));
-        }
+    if let Some(notification) = &protocol.history_sync_notification {
+        sync::history_announced(cx, id, notification);
+        taken = true;
+    }
+    let answer = protocol
+        .peer_data_operation_request_response_message
+        .as_deref();
+    if let Some(answer) = answer {
+        taken |= sync::phone_answered(cx, answer);
     }
     let payload = protocol.lid_migration_mapping_sync_message.as_ref();
     let payload = payload.and_then(|message| message.encoded_mapping_payload.as_deref());
-    let Some(payload) = payload else { return };
+    let Some(payload) = payload else { return taken };
     match e2e::LidMigrationMappingSyncPayload::decode(payload) {
         Ok(payload) => {
             for pair in payload.pn_to_lid_mappings {
@@ -580,6 +573,7 @@ fn from_phone(cx: &mut Context, id: &MessageId, protocol: &e2e::ProtocolMessage)
         }
         Err(_) => cx.protocol_error("a malformed LID mapping"),
     }
+    taken
 }
 
 fn show(
@@ -593,6 +587,12 @@ fn show(
         .get_u64("t")
         .and_then(|t| i64::try_from(t).ok())
         .unwrap_or_else(|| cx.unix());
+    if let Ok(decoded) = e2e::Message::decode(content.as_slice()) {
+        let Incoming {
+            id, chat, sender, ..
+        } = incoming;
+        sync::secret_shown(cx, chat, sender, id, &decoded);
+    }
     let message = Message {
         id: incoming.id.clone(),
         chat: incoming.chat.clone(),

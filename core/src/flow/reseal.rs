@@ -20,6 +20,8 @@
 //! | event numbers | a number means two events | numbers jump, an event says so ([`Event::HistoryLost`]) |
 //! | receiving chains | behind: later messages step them ahead; a lost turn makes messages unreadable | nothing: retry receipts exist for that |
 //! | members' sender keys | the same | nothing, for the same reason |
+//! | versions and hashes of settings | behind, whole: rows and hash went back together | nothing: the patches in between come again; a patch of ours that is among them is somebody's like any other, one that is not yet is refused as a conflict and made anew |
+//! | keys of settings, announced history | gone | nothing: a key is asked for when it is missed; what was announced is not announced again |
 //! | outbox | sealed: the same bytes again; queued: encrypted anew under the same id | nothing: service and recipients go by the id |
 //!
 //! Own sender keys do not exist yet: nothing sends to groups. When something does, its row has to remember the

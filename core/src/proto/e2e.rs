@@ -355,6 +355,25 @@ pub struct AppStateSyncKeyShare {
     #[prost(message, repeated, tag = "1")]
     pub keys: ::prost::alloc::vec::Vec<AppStateSyncKey>,
 }
+/// Inside a receipt of type server-error: the file that this message names cannot be had.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ServerErrorReceipt {
+    #[prost(string, optional, tag = "1")]
+    pub stanza_id: ::core::option::Option<::prost::alloc::string::String>,
+}
+/// Inside a notification of type mediaretry: where the file is now.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MediaRetryNotification {
+    #[prost(string, optional, tag = "1")]
+    pub stanza_id: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "2")]
+    pub direct_path: ::core::option::Option<::prost::alloc::string::String>,
+    /// 0 general error, 1 success, 2 not found, 3 decryption error.
+    #[prost(int32, optional, tag = "3")]
+    pub result: ::core::option::Option<i32>,
+    #[prost(bytes = "vec", optional, tag = "4")]
+    pub message_secret: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+}
 /// Asks the phone for app state keys.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AppStateSyncKeyRequest {
@@ -457,4 +476,49 @@ pub struct DeviceListMetadata {
     pub recipient_timestamp: ::core::option::Option<u64>,
     #[prost(uint32, repeated, tag = "10")]
     pub recipient_key_indexes: ::prost::alloc::vec::Vec<u32>,
+}
+/// ProtocolMessage.peer_data_operation_request_message: something the phone is asked to do.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PeerDataOperationRequestMessage {
+    /// 8 asks for a collection in clear.
+    #[prost(int32, optional, tag = "1")]
+    pub r#type: ::core::option::Option<i32>,
+    #[prost(message, optional, tag = "7")]
+    pub syncd_collection_fatal_recovery_request: ::core::option::Option<
+        SyncdCollectionFatalRecoveryRequest,
+    >,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SyncdCollectionFatalRecoveryRequest {
+    #[prost(string, optional, tag = "1")]
+    pub collection_name: ::core::option::Option<::prost::alloc::string::String>,
+    /// Unix seconds.
+    #[prost(int64, optional, tag = "2")]
+    pub timestamp: ::core::option::Option<i64>,
+}
+/// ProtocolMessage.peer_data_operation_request_response_message.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PeerDataOperationRequestResponseMessage {
+    #[prost(int32, optional, tag = "1")]
+    pub r#type: ::core::option::Option<i32>,
+    /// Id of the message that asked.
+    #[prost(string, optional, tag = "2")]
+    pub stanza_id: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "3")]
+    pub results: ::prost::alloc::vec::Vec<PeerDataOperationResult>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PeerDataOperationResult {
+    #[prost(message, optional, tag = "8")]
+    pub syncd_snapshot_fatal_recovery_response: ::core::option::Option<
+        SyncdSnapshotFatalRecoveryResponse,
+    >,
+}
+/// A sync.SyncdSnapshotRecovery, gzip if compressed.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SyncdSnapshotFatalRecoveryResponse {
+    #[prost(bytes = "vec", optional, tag = "1")]
+    pub collection_snapshot: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    #[prost(bool, optional, tag = "2")]
+    pub is_compressed: ::core::option::Option<bool>,
 }

@@ -15,6 +15,9 @@ pub mod archive;
 /// The content of end-to-end encrypted messages (chapter 07).
 #[rustfmt::skip]
 pub mod e2e;
+/// Chunks of history (chapter 07.17).
+#[rustfmt::skip]
+pub mod history;
 /// Noise handshake messages and the server's certificates (chapter 01).
 #[rustfmt::skip]
 pub mod handshake;
@@ -28,7 +31,7 @@ pub mod record;
 #[rustfmt::skip]
 pub mod sync;
 
-// These four carry keys, so proto-gen leaves their `Debug` to us: enough to tell two apart, nothing that opens anything.
+// These five carry keys, so proto-gen leaves their `Debug` to us: enough to tell two apart, nothing that opens anything.
 
 impl fmt::Debug for e2e::AppStateSyncKeyData {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -70,6 +73,14 @@ impl fmt::Debug for sync::ExternalBlobReference {
     }
 }
 
+impl fmt::Debug for history::WebMessageInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WebMessageInfo")
+            .field("message_timestamp", &self.message_timestamp)
+            .finish_non_exhaustive()
+    }
+}
+
 macro_rules! opaque {
     ($($name:ident),*) => {$(
         impl fmt::Debug for record::$name {
@@ -96,7 +107,22 @@ opaque!(
     Event,
     Linked,
     Received,
-    Progress
+    Progress,
+    Collection,
+    PendingChange,
+    InFlight,
+    Evidence,
+    Setting,
+    Contact,
+    ChatSettings,
+    MessageSecret,
+    HistoryJob,
+    ShownSetting,
+    SettingsReplaced,
+    SyncFailed,
+    HistoryPart,
+    HistoryMessage,
+    HistoryEnded
 );
 
 #[cfg(test)]

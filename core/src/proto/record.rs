@@ -274,7 +274,7 @@ pub struct Mailbox {
     pub order: ::core::option::Option<u64>,
 }
 /// An event until it is acknowledged; exactly one field is set.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct Event {
     #[prost(message, optional, tag = "1")]
@@ -297,6 +297,16 @@ pub struct Event {
     pub identity_changed: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(message, optional, tag = "20")]
     pub history_lost: ::core::option::Option<HistoryLost>,
+    #[prost(message, optional, tag = "21")]
+    pub setting: ::core::option::Option<ShownSetting>,
+    #[prost(message, optional, tag = "22")]
+    pub settings_replaced: ::core::option::Option<SettingsReplaced>,
+    #[prost(message, optional, tag = "23")]
+    pub sync_failed: ::core::option::Option<SyncFailed>,
+    #[prost(message, optional, tag = "24")]
+    pub history: ::core::option::Option<HistoryPart>,
+    #[prost(message, optional, tag = "25")]
+    pub history_ended: ::core::option::Option<HistoryEnded>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
@@ -355,4 +365,239 @@ pub struct Progress {
     pub at: ::core::option::Option<i64>,
     #[prost(uint32, optional, tag = "5")]
     pub code: ::core::option::Option<u32>,
+}
+/// Where a collection of app state stands; under its name in the table of versions.
+#[derive(Clone, PartialEq, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct Collection {
+    #[prost(uint64, optional, tag = "1")]
+    pub version: ::core::option::Option<u64>,
+    /// LTHash, 128 bytes.
+    #[prost(bytes = "vec", optional, tag = "2")]
+    pub hash: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// The service has said at least once what is in it.
+    #[prost(bool, optional, tag = "3")]
+    pub fetched: ::core::option::Option<bool>,
+    /// It has diverged: nothing but a snapshot is believed.
+    #[prost(bool, optional, tag = "4")]
+    pub diverged: ::core::option::Option<bool>,
+    /// Changes of ours that the service has not taken, in order.
+    #[prost(message, repeated, tag = "5")]
+    pub pending: ::prost::alloc::vec::Vec<PendingChange>,
+    /// The patch with the first of them, as it was (or may have been) uploaded: always the same bytes.
+    #[prost(message, optional, tag = "6")]
+    pub in_flight: ::core::option::Option<InFlight>,
+    /// What went wrong, newest last.
+    #[prost(message, repeated, tag = "7")]
+    pub evidence: ::prost::alloc::vec::Vec<Evidence>,
+    /// When the phone was asked for it in clear, unix milliseconds.
+    #[prost(int64, optional, tag = "8")]
+    pub recovery_asked: ::core::option::Option<i64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct PendingChange {
+    #[prost(bool, optional, tag = "1")]
+    pub remove: ::core::option::Option<bool>,
+    #[prost(bytes = "vec", optional, tag = "2")]
+    pub index: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// A serialized SyncActionValue.
+    #[prost(bytes = "vec", optional, tag = "3")]
+    pub value: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    #[prost(int32, optional, tag = "4")]
+    pub version: ::core::option::Option<i32>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct InFlight {
+    /// A serialized SyncdPatch without version.
+    #[prost(bytes = "vec", optional, tag = "1")]
+    pub patch: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// It has so many of the pending changes.
+    #[prost(uint32, optional, tag = "2")]
+    pub changes: ::core::option::Option<u32>,
+    /// It follows this version.
+    #[prost(uint64, optional, tag = "3")]
+    pub base: ::core::option::Option<u64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct Evidence {
+    /// Unix milliseconds.
+    #[prost(int64, optional, tag = "1")]
+    pub at: ::core::option::Option<i64>,
+    /// Where the collection stood.
+    #[prost(uint64, optional, tag = "2")]
+    pub version: ::core::option::Option<u64>,
+    #[prost(string, optional, tag = "3")]
+    pub what: ::core::option::Option<::prost::alloc::string::String>,
+    /// SHA-256 of what was refused.
+    #[prost(bytes = "vec", optional, tag = "4")]
+    pub digest: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+}
+/// A setting, by the MAC of its name.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct Setting {
+    #[prost(bytes = "vec", optional, tag = "1")]
+    pub value_mac: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// Its name, a JSON array.
+    #[prost(bytes = "vec", optional, tag = "2")]
+    pub index: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// The serialized SyncActionData, where no other row has what it says.
+    #[prost(bytes = "vec", optional, tag = "3")]
+    pub data: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct Contact {
+    #[prost(string, optional, tag = "1")]
+    pub full_name: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "2")]
+    pub first_name: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "3")]
+    pub username: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "4")]
+    pub lid: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "5")]
+    pub pn: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(bool, optional, tag = "6")]
+    pub on_phone: ::core::option::Option<bool>,
+    /// It is in the address book; else only what people call themselves is known.
+    #[prost(bool, optional, tag = "7")]
+    pub saved: ::core::option::Option<bool>,
+    #[prost(string, optional, tag = "8")]
+    pub push_name: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(bool, optional, tag = "9")]
+    pub status_muted: ::core::option::Option<bool>,
+}
+/// Absent fields were never said.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct ChatSettings {
+    /// Unix milliseconds, -1 for ever, 0 not muted.
+    #[prost(int64, optional, tag = "1")]
+    pub muted_until: ::core::option::Option<i64>,
+    #[prost(bool, optional, tag = "2")]
+    pub pinned: ::core::option::Option<bool>,
+    #[prost(bool, optional, tag = "3")]
+    pub archived: ::core::option::Option<bool>,
+    #[prost(bool, optional, tag = "4")]
+    pub marked_unread: ::core::option::Option<bool>,
+    #[prost(bool, optional, tag = "5")]
+    pub locked: ::core::option::Option<bool>,
+    #[prost(string, repeated, tag = "6")]
+    pub labels: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// From history.
+    #[prost(string, optional, tag = "7")]
+    pub name: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(uint32, optional, tag = "8")]
+    pub unread: ::core::option::Option<u32>,
+    /// Seconds; 0 keeps messages for ever.
+    #[prost(uint32, optional, tag = "9")]
+    pub expiration: ::core::option::Option<u32>,
+    /// Unix seconds of the last message.
+    #[prost(int64, optional, tag = "10")]
+    pub last_at: ::core::option::Option<i64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct MessageSecret {
+    /// 32 bytes.
+    #[prost(bytes = "vec", optional, tag = "1")]
+    pub secret: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+}
+/// A chunk of history that the phone has announced; under "history/" and the announcement's id in the table of versions.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct HistoryJob {
+    /// The serialized HistorySyncNotification.
+    #[prost(bytes = "vec", optional, tag = "1")]
+    pub notification: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// So many of its items are taken in.
+    #[prost(uint64, optional, tag = "2")]
+    pub done: ::core::option::Option<u64>,
+    /// All of them are; the phone was told so often.
+    #[prost(bool, optional, tag = "3")]
+    pub finished: ::core::option::Option<bool>,
+    #[prost(uint32, optional, tag = "4")]
+    pub told: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "5")]
+    pub failures: ::core::option::Option<u32>,
+    /// Place in the queue.
+    #[prost(uint64, optional, tag = "6")]
+    pub order: ::core::option::Option<u64>,
+    /// So many parts were shown.
+    #[prost(uint32, optional, tag = "7")]
+    pub parts: ::core::option::Option<u32>,
+    /// The phone was asked to upload the file again. That is asked once.
+    #[prost(bool, optional, tag = "8")]
+    pub reupload: ::core::option::Option<bool>,
+}
+/// A setting in an event.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct ShownSetting {
+    #[prost(string, optional, tag = "1")]
+    pub collection: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(bool, optional, tag = "2")]
+    pub removed: ::core::option::Option<bool>,
+    #[prost(bytes = "vec", optional, tag = "3")]
+    pub index: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    #[prost(bytes = "vec", optional, tag = "4")]
+    pub data: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    #[prost(bool, optional, tag = "5")]
+    pub own: ::core::option::Option<bool>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct SettingsReplaced {
+    #[prost(string, optional, tag = "1")]
+    pub collection: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(uint64, optional, tag = "2")]
+    pub version: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "3")]
+    pub settings: ::core::option::Option<u64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct SyncFailed {
+    #[prost(string, optional, tag = "1")]
+    pub collection: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "2")]
+    pub why: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct HistoryPart {
+    #[prost(string, optional, tag = "1")]
+    pub source: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(int32, optional, tag = "2")]
+    pub kind: ::core::option::Option<i32>,
+    #[prost(uint32, optional, tag = "3")]
+    pub part: ::core::option::Option<u32>,
+    #[prost(message, repeated, tag = "4")]
+    pub messages: ::prost::alloc::vec::Vec<HistoryMessage>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct HistoryMessage {
+    #[prost(string, optional, tag = "1")]
+    pub chat: ::core::option::Option<::prost::alloc::string::String>,
+    /// A serialized WebMessageInfo.
+    #[prost(bytes = "vec", optional, tag = "2")]
+    pub info: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct HistoryEnded {
+    #[prost(string, optional, tag = "1")]
+    pub source: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(int32, optional, tag = "2")]
+    pub kind: ::core::option::Option<i32>,
+    #[prost(uint64, optional, tag = "3")]
+    pub items: ::core::option::Option<u64>,
+    /// Why the rest of it is missing; absent if it is whole.
+    #[prost(string, optional, tag = "4")]
+    pub why: ::core::option::Option<::prost::alloc::string::String>,
 }

@@ -8,20 +8,20 @@ pub struct SyncdVersion {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct KeyId {
-    #[prost(bytes = "vec", optional, tag = "1")]
-    pub id: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    #[prost(bytes = "bytes", optional, tag = "1")]
+    pub id: ::core::option::Option<::prost::bytes::Bytes>,
 }
 /// The index MAC, 32 bytes.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SyncdIndex {
-    #[prost(bytes = "vec", optional, tag = "1")]
-    pub blob: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    #[prost(bytes = "bytes", optional, tag = "1")]
+    pub blob: ::core::option::Option<::prost::bytes::Bytes>,
 }
 /// iv (16) || ciphertext || value MAC (32).
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SyncdValue {
-    #[prost(bytes = "vec", optional, tag = "1")]
-    pub blob: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    #[prost(bytes = "bytes", optional, tag = "1")]
+    pub blob: ::core::option::Option<::prost::bytes::Bytes>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SyncdRecord {
@@ -155,10 +155,11 @@ pub struct SyncdSnapshotRecovery {
     #[prost(bytes = "vec", optional, tag = "4")]
     pub collection_lthash: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
 }
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SyncdPlainTextRecord {
-    #[prost(message, optional, tag = "1")]
-    pub value: ::core::option::Option<SyncActionData>,
+    /// A serialized SyncActionData, raw: what we do not know in it must not get lost.
+    #[prost(bytes = "vec", optional, tag = "1")]
+    pub value: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
     #[prost(bytes = "vec", optional, tag = "2")]
     pub key_id: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
     #[prost(bytes = "vec", optional, tag = "3")]

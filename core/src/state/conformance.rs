@@ -114,6 +114,7 @@ macro_rules! store_conformance {
             history::an_account_that_does_not_exist_takes_nothing
             history::concurrent_calls_are_all_answered
             hosts::a_host_joins_once_and_sees_the_fleet
+            hosts::the_wish_that_a_host_be_drained_is_shown
             hosts::what_a_host_says_is_checked
             hosts::an_ended_incarnation_never_comes_back
             hosts::a_host_that_falls_silent_is_declared_dead
@@ -129,6 +130,8 @@ macro_rules! store_conformance {
             ownership::a_claim_tells_how_far_the_history_has_come
             ownership::accounts_show_who_holds_them
             ownership::orphans_are_what_should_run_and_does_not
+            ownership::a_host_learns_what_of_its_accounts_is_wished_elsewhere
+            ownership::a_host_learns_which_of_its_accounts_have_mail
             ownership::a_retired_account_never_runs_again
             ownership::a_deleted_account_is_gone
             ownership::a_term_is_confirmed_only_while_it_is_in_force
@@ -200,6 +203,7 @@ pub(crate) async fn beat<S: Store>(store: &S, who: Incarnation, ttl: Micros) -> 
     let beat = Beat {
         draining: false,
         accounts: 0,
+        live: 0,
         ttl,
     };
     match store.beat(who, beat).await.expect("beat") {

@@ -79,6 +79,11 @@ macro_rules! delegate_store {
             $crate::state::Store::hosts(&self.$inner)
         }
     };
+    (@ $inner:ident drain) => {
+        fn drain(&self, who: $crate::state::Incarnation, drain: bool) -> impl ::std::future::Future<Output = ::std::result::Result<bool, $crate::state::StoreError>> + Send {
+            $crate::state::Store::drain(&self.$inner, who, drain)
+        }
+    };
     (@ $inner:ident declare_dead) => {
         fn declare_dead(&self, by: $crate::state::Incarnation, dead: $crate::state::Incarnation) -> impl ::std::future::Future<Output = ::std::result::Result<bool, $crate::state::StoreError>> + Send {
             $crate::state::Store::declare_dead(&self.$inner, by, dead)
@@ -112,6 +117,16 @@ macro_rules! delegate_store {
     (@ $inner:ident orphans) => {
         fn orphans(&self, after: ::std::option::Option<$crate::state::AccountId>, limit: u32) -> impl ::std::future::Future<Output = ::std::result::Result<::std::vec::Vec<$crate::state::Orphan>, $crate::state::StoreError>> + Send {
             $crate::state::Store::orphans(&self.$inner, after, limit)
+        }
+    };
+    (@ $inner:ident misplaced) => {
+        fn misplaced(&self, who: $crate::state::Incarnation) -> impl ::std::future::Future<Output = ::std::result::Result<::std::vec::Vec<($crate::state::AccountId, $crate::state::Placement)>, $crate::state::StoreError>> + Send {
+            $crate::state::Store::misplaced(&self.$inner, who)
+        }
+    };
+    (@ $inner:ident mail) => {
+        fn mail(&self, who: $crate::state::Incarnation) -> impl ::std::future::Future<Output = ::std::result::Result<::std::vec::Vec<$crate::state::AccountId>, $crate::state::StoreError>> + Send {
+            $crate::state::Store::mail(&self.$inner, who)
         }
     };
     (@ $inner:ident place) => {
@@ -167,7 +182,7 @@ mod tests {
 
     impl Store for Named {
         crate::delegate_store!(inner: load scan commit confirm create_account delete_account accounts tenants enqueue
-            retain join beat hosts declare_dead leave claim release hand_over held orphans place retire history
+            retain join beat hosts drain declare_dead leave claim release hand_over held orphans misplaced mail place retire history
             renew_history watch vault swap_vault swap_records);
     }
 

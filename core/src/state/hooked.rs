@@ -72,6 +72,7 @@ delegate! {
     join(who: Incarnation, info: HostInfo, ttl: Micros) -> u16;
     beat(who: Incarnation, beat: Beat) -> Beaten;
     hosts() -> Vec<HostView>;
+    drain(who: Incarnation, drain: bool) -> bool;
     declare_dead(by: Incarnation, dead: Incarnation) -> bool;
     leave(who: Incarnation) -> ();
     claim(who: Incarnation, accounts: Vec<AccountId>) -> Vec<Claim>;
@@ -79,6 +80,8 @@ delegate! {
     hand_over(who: Incarnation, account: &AccountId, epoch: Epoch, to: Incarnation) -> HandOver;
     held(who: Incarnation) -> Vec<(AccountId, Lease)>;
     orphans(after: Option<AccountId>, limit: u32) -> Vec<Orphan>;
+    misplaced(who: Incarnation) -> Vec<(AccountId, Placement)>;
+    mail(who: Incarnation) -> Vec<AccountId>;
     place(account: &AccountId, placement: Placement) -> ();
     retire(who: Incarnation, account: &AccountId, epoch: Epoch) -> bool;
     history() -> Seal;

@@ -54,7 +54,7 @@ tables! {
     SenderKey = "sender_keys",
     /// Keys that the phone shares for app state.
     AppStateSyncKey = "app_state_sync_keys",
-    /// Version and LTHash of a collection.
+    /// Version and LTHash of a collection; chunks of history that are not taken in yet.
     AppStateVersion = "app_state_version",
     /// Value MACs of a collection, by index MAC.
     AppStateMutationMac = "app_state_mutation_macs",
@@ -106,7 +106,7 @@ pub enum Key {
     },
     /// By key id, 1 to 64 bytes.
     AppStateSyncKey(Bytes),
-    /// By collection name.
+    /// By collection name, or `history/` and the id of an announcement.
     AppStateVersion(SmolStr),
     /// By collection and index MAC.
     AppStateMutationMac {

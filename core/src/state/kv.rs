@@ -22,7 +22,8 @@ mod pairs;
 use super::{
     AccountId, AccountInfo, Batch, Beat, Beaten, BusinessId, Claim, Epoch, Fence, HandOver,
     HostInfo, HostState, HostView, Incarnation, Key, Lease, MessageId, Micros, Orphan, Outcome,
-    Placement, Record, Row, Scan, Seal, Store, StoreError, Table, Term, UnixMillis, View, rules,
+    Placement, Record, Row, Scan, Seal, Store, StoreError, Table, Term, UnixMillis, View, columns,
+    rules,
 };
 use pairs::{
     Account, Cluster, account_key, accounts, business, content, damaged, put_roster, range, roster,
@@ -283,6 +284,15 @@ impl<D: KeyValue> Store for KvStore<D> {
         self.0.transact(|pairs| Ok(roster(pairs)?.view(now)))
     }
 
+    async fn drain(&self, who: Incarnation, drain: bool) -> Answer<bool> {
+        self.0.transact(|pairs| {
+            let mut roster = roster(pairs)?;
+            let lives = roster.drain(who, drain);
+            put_roster(pairs, &roster)?;
+            Ok(lives)
+        })
+    }
+
     async fn declare_dead(&self, by: Incarnation, dead: Incarnation) -> Answer<bool> {
         self.0.transact(|pairs| {
             let mut roster = roster(pairs)?;
@@ -387,6 +397,37 @@ impl<D: KeyValue> Store for KvStore<D> {
             }
             orphans.truncate(limit as usize);
             Ok(orphans)
+        })
+    }
+
+    async fn misplaced(&self, who: Incarnation) -> Answer<Vec<(AccountId, Placement)>> {
+        self.0.transact(|pairs| {
+            let roster = roster(pairs)?;
+            let mut misplaced = Vec::new();
+            for (id, account) in accounts(pairs, b"a", None)? {
+                let placement = Placement {
+                    run: account.run,
+                    pin: account.pin.map(Into::into),
+                    pause: Micros(0),
+                };
+                if account.holder == Some(who.0) && placement.is_elsewhere(roster.name(who)) {
+                    misplaced.push((id, placement));
+                }
+            }
+            Ok(misplaced)
+        })
+    }
+
+    async fn mail(&self, who: Incarnation) -> Answer<Vec<AccountId>> {
+        self.0.transact(|pairs| {
+            let mut mail = Vec::new();
+            for (id, account) in accounts(pairs, b"a", None)? {
+                let mailbox = [&row_prefix(&id)[..], &[columns::prefix(Table::Mailbox)]].concat();
+                if account.holder == Some(who.0) && !range(pairs, &mailbox, None, 1)?.is_empty() {
+                    mail.push(id);
+                }
+            }
+            Ok(mail)
         })
     }
 

@@ -264,6 +264,10 @@ impl Store for MemoryStore {
         Ok(self.data().roster.view(now))
     }
 
+    async fn drain(&self, who: Incarnation, drain: bool) -> Result<bool, StoreError> {
+        Ok(self.data().roster.drain(who, drain))
+    }
+
     async fn declare_dead(&self, by: Incarnation, dead: Incarnation) -> Result<bool, StoreError> {
         Ok(self.data().roster.declare_dead(by, dead))
     }
@@ -362,6 +366,34 @@ impl Store for MemoryStore {
                 pin: account.wish.pin.clone(),
                 last: account.fence.holder,
             })
+            .collect())
+    }
+
+    async fn misplaced(&self, who: Incarnation) -> Result<Vec<(AccountId, Placement)>, StoreError> {
+        let data = self.data();
+        let name = data.roster.name(who);
+        Ok(data
+            .accounts
+            .iter()
+            .filter(|(_, account)| {
+                account.fence.holder == Some(who) && account.wish.is_elsewhere(name)
+            })
+            .map(|(id, account)| {
+                let pause = Micros(0);
+                let wish = account.wish.clone();
+                (id.clone(), Placement { pause, ..wish })
+            })
+            .collect())
+    }
+
+    async fn mail(&self, who: Incarnation) -> Result<Vec<AccountId>, StoreError> {
+        let data = self.data();
+        Ok(data
+            .accounts
+            .iter()
+            .filter(|(_, account)| account.fence.holder == Some(who))
+            .filter(|(_, account)| account.rows.keys().any(|key| key.table() == Table::Mailbox))
+            .map(|(id, _)| id.clone())
             .collect())
     }
 

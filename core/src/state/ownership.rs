@@ -171,6 +171,11 @@ pub struct HostView {
     pub state: HostState,
     /// Accounts it said it holds.
     pub accounts: u32,
+    /// How many of them it said have a connection.
+    pub live: u32,
+    /// Somebody wishes that it gives everything away ([`Store::drain`](super::Store::drain)). It obeys by saying
+    /// [`Beat::draining`]; one that does not know of such wishes takes no notice.
+    pub drain: bool,
     /// Until its lease runs out, by the store's clock; 0 if it has.
     pub remaining: Micros,
 }
@@ -182,6 +187,8 @@ pub struct Beat {
     pub draining: bool,
     /// How many it holds.
     pub accounts: u32,
+    /// How many of them have a connection.
+    pub live: u32,
     /// How long its lease holds from now on, unless renewed.
     pub ttl: Micros,
 }
@@ -218,6 +225,14 @@ pub struct Placement {
     pub pin: Option<SmolStr>,
     /// Not within this time from now, after failures.
     pub pause: Micros,
+}
+
+impl Placement {
+    /// Whether a host of that name should not have it.
+    #[must_use]
+    pub fn is_elsewhere(&self, name: Option<&str>) -> bool {
+        !self.run || (self.pin.is_some() && self.pin.as_deref() != name)
+    }
 }
 
 /// An account that should run and has no live host.
@@ -406,6 +421,10 @@ pub struct Member {
     pub state: HostState,
     /// Accounts it said it holds.
     pub accounts: u32,
+    /// How many of them it said have a connection.
+    pub live: u32,
+    /// Somebody wishes that it gives everything away.
+    pub drain: bool,
     /// Accounts that were handed over to it so far.
     pub gifts: u64,
     /// How long its lease holds from a renewal on.
@@ -463,6 +482,8 @@ impl Roster {
             info,
             state: HostState::Active,
             accounts: 0,
+            live: 0,
+            drain: false,
             gifts: 0,
             ttl,
             expires: now.plus(ttl),
@@ -489,7 +510,8 @@ impl Roster {
         } else {
             HostState::Active
         };
-        (me.accounts, me.ttl, me.expires) = (beat.accounts, beat.ttl, now.plus(beat.ttl));
+        (me.accounts, me.live) = (beat.accounts, beat.live);
+        (me.ttl, me.expires) = (beat.ttl, now.plus(beat.ttl));
         let good_for = now.since(me.good_since);
         let mut dead = Vec::new();
         for member in self.members.values_mut() {
@@ -515,6 +537,12 @@ impl Roster {
         self.end(dead, HostState::Dead)
     }
 
+    /// Wishes that `who` gives everything away, or takes that wish back. `false` if it does not live.
+    pub fn drain(&mut self, who: Incarnation, drain: bool) -> bool {
+        let member = self.live(who);
+        member.map(|member| member.drain = drain).is_some()
+    }
+
     /// `who` goes properly.
     pub fn leave(&mut self, who: Incarnation) -> bool {
         self.end(who, HostState::Released)
@@ -533,6 +561,15 @@ impl Roster {
             .values()
             .find(|member| member.who == who)
             .map(|member| member.state)
+    }
+
+    /// What people call `who`.
+    #[must_use]
+    pub fn name(&self, who: Incarnation) -> Option<&str> {
+        self.members
+            .values()
+            .find(|member| member.who == who)
+            .map(|member| member.info.name.as_str())
     }
 
     /// `to` was given an account.
@@ -562,6 +599,8 @@ impl Roster {
                 info: member.info.clone(),
                 state: member.state,
                 accounts: member.accounts,
+                live: member.live,
+                drain: member.drain,
                 remaining: member.expires.since(now),
             })
             .collect()
@@ -602,6 +641,7 @@ mod tests {
         let beat = Beat {
             draining: false,
             accounts: 0,
+            live: 0,
             ttl,
         };
         let mut dead = Vec::new();

@@ -218,6 +218,15 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// The roster, for people who look.
     fn hosts(&self) -> impl Future<Output = Result<Vec<HostView>, StoreError>> + Send;
 
+    /// Wishes that a host gives everything away and takes nothing, or takes that wish back. The host reads it in the
+    /// answer to its next [`beat`](Self::beat) ([`HostView::drain`]). It ends with the incarnation. `false` if that does
+    /// not live.
+    fn drain(
+        &self,
+        who: Incarnation,
+        drain: bool,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
     /// Declares `dead` dead on the word of `by`, who knows better than the lease. `false` if it did not live.
     fn declare_dead(
         &self,
@@ -266,6 +275,20 @@ pub trait Store: Clone + Send + Sync + 'static {
         after: Option<AccountId>,
         limit: u32,
     ) -> impl Future<Output = Result<Vec<Orphan>, StoreError>> + Send;
+
+    /// Accounts held by `who` that are wished elsewhere, in order: not to run, or pinned to a host of another name than
+    /// `who` has. Pauses do not count, and are given as 0.
+    fn misplaced(
+        &self,
+        who: Incarnation,
+    ) -> impl Future<Output = Result<Vec<(AccountId, Placement)>, StoreError>> + Send;
+
+    /// Accounts held by `who` that have requests in their [mailbox](Self::enqueue), in order. One call for all, and it
+    /// costs no more than there are accounts with mail: a host asks it several times a second.
+    fn mail(
+        &self,
+        who: Incarnation,
+    ) -> impl Future<Output = Result<Vec<AccountId>, StoreError>> + Send;
 
     /// Changes what is wished for an account.
     fn place(

@@ -1,9 +1,8 @@
 //! The verdict: the books of the service, of the consumer and of the store, held against each other and the plan.
 
-use super::{ledger::Ledger, plan::Plan};
+use super::{Split, ledger::Ledger, plan::Plan};
 use crate::setup::{Failure, store_failed};
-use baton_core::state::{BusinessId, Row, Scan, Store as _, Table};
-use baton_store_sqlite::SqliteStore;
+use baton_core::state::{BusinessId, Row, Scan, Store, Table};
 use serde::Serialize;
 use sim::service::{DeviceId, books::Books};
 use std::{collections::BTreeMap, time::Duration};
@@ -33,9 +32,18 @@ pub struct Verdict {
     pub shown_again: usize,
     /// Messages that the service got again, byte for byte, because a process was killed before it knew.
     pub resent: u32,
-    /// From each kill to the moment at which the last of the victim's accounts was online elsewhere.
+    /// Connections that the service closed because the next owner came: their process was frozen, or cut off and silent.
+    pub evicted: usize,
+    /// Terms that were refused to hosts that came back too late.
+    pub refused: usize,
+    /// From each blow to the moment at which the last of the victim's accounts was online elsewhere.
     #[serde(serialize_with = "as_seconds")]
     pub takeovers: Vec<Duration>,
+    /// The same by account and step.
+    pub splits: Vec<Split>,
+    /// How long accounts had no connection since the first blow, by the service's books: the longest of each account.
+    #[serde(serialize_with = "as_seconds")]
+    pub silences: Vec<Duration>,
 }
 
 impl Verdict {
@@ -136,8 +144,22 @@ pub(super) fn compare(
     verdict
 }
 
+/// The longest time without a connection of each account that had one since `since`, by the service's clock.
+pub(super) fn silences(books: &Books, devices: &[DeviceId], since: u64) -> Vec<Duration> {
+    let silence = |device: &DeviceId| {
+        let connections = &books.device(device)?.connections;
+        let gaps = connections.windows(2).filter_map(|pair| {
+            let [before, after] = pair else { return None };
+            let end = before.closed.as_ref().map(|(stamp, _)| stamp.micros)?;
+            (after.login.micros >= since).then(|| after.login.micros.saturating_sub(end))
+        });
+        gaps.max().map(Duration::from_micros)
+    };
+    devices.iter().filter_map(silence).collect()
+}
+
 /// Rows of unfinished work.
-pub(super) async fn left_in_store(store: &SqliteStore) -> Result<usize, Failure> {
+pub(super) async fn left_in_store<S: Store>(store: &S) -> Result<usize, Failure> {
     let mut left = 0;
     for account in store
         .accounts(&BusinessId::default())
@@ -208,8 +230,11 @@ mod tests {
     #[tokio::test]
     async fn unfinished_work_is_found_in_the_store() {
         let directory = tempfile::tempdir().unwrap();
-        let store =
-            SqliteStore::open(directory.path().join("baton.db"), Default::default()).unwrap();
+        let store = baton_store_sqlite::SqliteStore::open(
+            directory.path().join("baton.db"),
+            Default::default(),
+        )
+        .unwrap();
         let id = baton_tokio::account_named(&store, "a").await.unwrap();
         assert!(
             left_in_store(&store).await.is_err(),

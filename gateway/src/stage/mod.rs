@@ -1,44 +1,82 @@
-//! A stage for `kill -9`: the simulated service in this process, host processes as real children on one SQLite file, a
-//! consumer that keeps books of everything they say, and a judge.
+//! A stage for disasters: the simulated service in this process, host processes as real children on one store, a
+//! consumer that keeps books of everything they write, and a judge.
 //!
 //! `baton demo` plays one plan on it and tells the story; the tests play others and look at the verdict only.
 
+mod disaster;
 mod judge;
 mod ledger;
+mod linking;
 mod node;
 pub mod plan;
+mod takeover;
 
+pub use disaster::Disaster;
 pub use judge::Verdict;
 pub use plan::{Plan, Size};
+pub use takeover::Split;
 
-use crate::setup::Failure;
-use baton_store_sqlite::SqliteStore;
-use baton_tokio::End;
+use crate::{
+    cli::{Common, KeyFlags},
+    setup::{self, Failure, store_failed},
+    store::{self, AnyStore, Create},
+};
+use baton_core::{
+    flow::{Content, SendRequest, mailbox_request},
+    jid::Jid,
+    state::{BusinessId, Store as _, UnixMillis},
+};
+use disaster::Step;
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use ledger::Ledger;
-use node::{Node, Recipe, Said};
+use linking::Linked;
+use node::{Node, Recipe, node_name, word};
 use serde_json::{Value, json};
-use sim::{
-    serve::{ServeOptions, SimServer},
-    service::DeviceId,
-};
+use sim::serve::{ServeOptions, SimServer};
 use std::{
-    collections::{BTreeMap, VecDeque},
-    path::{Path, PathBuf},
-    time::Duration,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    path::PathBuf,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::{sync::mpsc, time::Instant};
+use takeover::Takeover;
+use tokio::{process::Child, sync::mpsc, time::Instant};
 
 /// How a play is staged.
 #[derive(Clone, Debug)]
 pub struct Staging {
     /// The `baton` binary.
     pub program: PathBuf,
-    /// Where database and logs go; must exist.
+    /// Where database, key and logs go; must exist.
     pub directory: PathBuf,
+    /// Another store than a SQLite file in that directory. It must be empty.
+    pub store: Option<String>,
     /// One-time pre-keys that each account uploads.
     pub pre_keys: u32,
+    /// What happens.
+    pub disaster: Disaster,
+    /// Whether hosts notice the end of others before their lease runs out.
+    pub presence: bool,
+    /// Whether a process that was killed comes back, under its name.
+    pub revive: bool,
     /// Whether the processes log what they do.
     pub verbose: bool,
+}
+
+impl Staging {
+    /// The usual: one of two hosts is killed, on SQLite.
+    #[must_use]
+    pub const fn new(program: PathBuf, directory: PathBuf) -> Self {
+        Self {
+            program,
+            directory,
+            store: None,
+            pre_keys: 100,
+            disaster: Disaster::Kill,
+            presence: true,
+            revive: false,
+            verbose: false,
+        }
+    }
 }
 
 /// One thing worth telling.
@@ -56,14 +94,23 @@ pub struct Beat {
     pub data: Value,
 }
 
-/// How long linking all accounts may take.
-const LINKING: Duration = Duration::from_secs(60);
-
+/// How long it may take until all accounts are online at the hosts.
+const STARTING: Duration = Duration::from_secs(60);
+/// How long until every host has seen every other: a renewal of its lease.
+const ACQUAINTED: Duration = Duration::from_millis(1_200);
 /// How long the end of the traffic may take after the last message was handed over.
-const DRAINING: Duration = Duration::from_secs(30);
+const DRAINING: Duration = Duration::from_secs(60);
+/// Between the end of the traffic and that of the hosts at most: acknowledgements are on their way.
+const SETTLE: Duration = Duration::from_secs(20);
+/// How often the story goes on and the roster is looked at, while there is something to wait for.
+const TICK: Duration = Duration::from_millis(20);
+/// Pause before a request that the store did not take is left there again.
+const AGAIN: Duration = Duration::from_millis(100);
 
-/// Pause before a command that was refused for the moment is given again.
-const AGAIN: Duration = Duration::from_millis(50);
+/// What a process said; `None` when it has nothing more to say.
+type Said = (usize, Option<Value>);
+/// Messages by the index of sender and recipient.
+type PairOf = (usize, usize);
 
 /// Plays `plan`. An error means that the play could not be given; what went wrong in it is in the verdict.
 pub async fn play(
@@ -82,32 +129,70 @@ pub async fn play(
         .as_bytes()
         .iter()
         .fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+    let database = staging.directory.join("baton.db");
+    let key_file = staging.directory.join("demo.key");
+    baton_tokio::keys::generate()
+        .and_then(|key| baton_tokio::keys::write_new(&key_file, &key))
+        .map_err(|error| Failure::setup(error.to_string()))?;
     let recipe = Recipe {
         program: staging.program.clone(),
         directory: staging.directory.clone(),
-        store: staging.directory.join("baton.db"),
+        store: (staging.store.clone()).unwrap_or_else(|| format!("sqlite:{}", database.display())),
+        key_file: key_file.clone(),
         service_url: server.ws_url.clone(),
-        service_root: root,
-        pre_keys: staging.pre_keys,
+        service_root: root.clone(),
         verbose: staging.verbose,
+        presence: staging.presence,
+        naive: staging.disaster == Disaster::Naive,
+        silence: staging.disaster.cuts_off(),
     };
+    let common = Common {
+        store: recipe.store.clone(),
+        key: KeyFlags {
+            key_file: Some(key_file),
+            ..KeyFlags::default()
+        },
+        account: String::new(),
+        service_url: Some(server.ws_url.clone()),
+        service_root: Some(root),
+        json: false,
+        verbose: false,
+        without_presence: false,
+    };
+    let store = store::open(&common, Create::Yes).await?;
+    let there = store.accounts(&BusinessId::default()).await;
+    if !there.map_err(store_failed)?.is_empty() {
+        return Err(Failure::setup(
+            "there are accounts in that database; a demonstration takes an empty one",
+        ));
+    }
     let (said, hearing) = mpsc::unbounded_channel();
     let mut stage = Stage {
         plan,
+        staging,
         recipe,
+        common,
+        store,
         server,
         started,
         tell,
         nodes: Vec::new(),
-        owners: vec![0; plan.accounts.len()],
+        owners: vec![None; plan.accounts.len()],
         online: vec![false; plan.accounts.len()],
-        linked: vec![None; plan.accounts.len()],
+        linked: Vec::new(),
         ledger: Ledger::new(plan),
         pairs: BTreeMap::new(),
-        again: Vec::new(),
+        leaving: FuturesUnordered::new(),
+        order: 0,
         handed_over: 0,
+        next: 0,
+        script: VecDeque::new(),
+        victim: 0,
+        step_since: None,
+        command: None,
         takeovers: Vec::new(),
-        takeover: Vec::new(),
+        first_hit: None,
+        refused: BTreeMap::new(),
         said,
         hearing,
     };
@@ -116,51 +201,68 @@ pub async fn play(
 
 struct Stage<'a> {
     plan: &'a Plan,
+    staging: &'a Staging,
     recipe: Recipe,
+    common: Common,
+    store: AnyStore,
     server: SimServer,
     started: Instant,
     tell: &'a mut (dyn FnMut(Beat) + Send),
     nodes: Vec<Node>,
     /// By account: the node that serves it.
-    owners: Vec<usize>,
+    owners: Vec<Option<usize>>,
     online: Vec<bool>,
-    linked: Vec<Option<DeviceAddress>>,
+    linked: Vec<Linked>,
     ledger: Ledger,
-    /// Messages due, by (sender, recipient). Only the first of each is handed over, until it is accepted: a process
-    /// that dies leaves no doubt about the order.
-    pairs: BTreeMap<(usize, usize), Pair>,
-    /// Messages to be handed over again, and when.
-    again: Vec<(Instant, usize)>,
+    /// Messages due, by (sender, recipient). Only the first of each is handed over at a time.
+    pairs: BTreeMap<PairOf, Pair>,
+    /// Requests on their way into the store: whose turn is over, and whether it was taken.
+    leaving: FuturesUnordered<BoxFuture<'static, PairOf>>,
+    order: u64,
     handed_over: usize,
-    takeovers: Vec<Duration>,
-    /// Accounts of killed nodes that are not online again: since when, which.
-    takeover: Vec<(Instant, usize, Vec<usize>)>,
+    /// The next message of the plan.
+    next: usize,
+    script: VecDeque<Step>,
+    /// The node that was hit last.
+    victim: usize,
+    /// Since when the first step of the script is waited for.
+    step_since: Option<Instant>,
+    /// `baton drain`, while it runs.
+    command: Option<Child>,
+    takeovers: Vec<Takeover>,
+    /// When trouble began, by the service's clock.
+    first_hit: Option<u64>,
+    /// By account: epochs of a term that was refused, and of the one in force.
+    refused: BTreeMap<usize, (u64, u64)>,
     said: mpsc::UnboundedSender<Said>,
     hearing: mpsc::UnboundedReceiver<Said>,
-}
-
-#[derive(Clone)]
-struct DeviceAddress {
-    device: DeviceId,
-    lid: String,
 }
 
 #[derive(Default)]
 struct Pair {
     due: VecDeque<usize>,
-    waiting: Option<usize>,
+    waiting: bool,
 }
 
 impl Stage<'_> {
     async fn run(&mut self) -> Result<Verdict, Failure> {
-        let (accounts, nodes) = (self.plan.accounts.len(), self.plan.nodes);
+        let accounts = self.plan.accounts.len();
         let place = self
             .server
             .ws_url
             .trim_start_matches("ws://")
             .trim_end_matches("/ws/chat")
             .to_owned();
-        let text = format!("simulated WhatsApp on {place}, {accounts} accounts");
+        let text = format!("simulated WhatsApp on {place}, {accounts} accounts linked");
+        let mut config = setup::config(&self.common)?;
+        config.pre_keys.batch = self.staging.pre_keys;
+        self.linked = linking::link(self.plan, &self.store, &self.server, &config).await?;
+        for (n, linked) in self.linked.iter().enumerate() {
+            self.ledger.known_as(n, &linked.jid.to_string());
+            if let Some(lid) = &linked.lid {
+                self.ledger.known_as(n, &lid.to_string());
+            }
+        }
         self.beat(
             "service",
             "started",
@@ -175,15 +277,12 @@ impl Stage<'_> {
         let data = json!({ "messages": self.plan.messages.len(), "digest": self.plan.digest() });
         self.beat("plan", "drawn", text, data);
 
-        for node in 0..nodes {
-            let mine = (0..accounts)
-                .filter(|account| account % nodes == node)
-                .collect();
-            self.start_node(mine)?;
+        for number in 0..self.plan.nodes {
+            self.start_node(&node_name(number))?;
         }
-        self.link().await?;
-        let interrupted = self.traffic().await?;
-        if interrupted {
+        self.wait_until_online().await?;
+        let stuck = self.traffic().await?;
+        if stuck {
             let text = format!(
                 "{} of {} messages came through",
                 self.ledger.received(),
@@ -204,68 +303,72 @@ impl Stage<'_> {
         });
     }
 
-    fn start_node(&mut self, accounts: Vec<usize>) -> Result<usize, Failure> {
+    fn start_node(&mut self, name: &str) -> Result<usize, Failure> {
         let number = self.nodes.len();
-        let names: Vec<&str> = accounts
-            .iter()
-            .filter_map(|n| self.plan.accounts.get(*n))
-            .map(|account| account.name.as_str())
-            .collect();
-        let node = Node::start(
-            &self.recipe,
-            number,
-            accounts.clone(),
-            &names,
-            self.said.clone(),
-        )?;
-        for account in accounts {
-            self.owners[account] = number;
-            self.online[account] = false;
-        }
+        let node = Node::start(&self.recipe, number, name, self.said.clone())?;
         self.nodes.push(node);
         Ok(number)
     }
 
-    async fn tell_owner(&mut self, account: usize, order: &Value) {
-        let owner = self.owners[account];
-        if let Some(node) = self.nodes.get_mut(owner) {
-            node.tell(order).await;
-        }
+    /// Accounts that this node serves.
+    fn accounts_of(&self, node: usize) -> Vec<usize> {
+        let owned = self.owners.iter().enumerate();
+        owned
+            .filter(|(_, owner)| **owner == Some(node))
+            .map(|(n, _)| n)
+            .collect()
     }
 
-    // ---- first act: linking -----------------------------------------------------------------------------------
+    // ---- first act: everybody comes online ----------------------------------------------------------------------
 
-    async fn link(&mut self) -> Result<(), Failure> {
-        for account in 0..self.plan.accounts.len() {
-            let order = json!({ "link": { "account": self.plan.accounts[account].name } });
-            self.tell_owner(account, &order).await;
+    async fn wait_until_online(&mut self) -> Result<(), Failure> {
+        let deadline = Instant::now() + STARTING;
+        // The first host would take everything before it knows of the second. From the roster on they share.
+        let mut acquainted = None;
+        loop {
+            let all = self.nodes.iter().all(|node| node.incarnation.is_some());
+            if all && acquainted.is_none() {
+                acquainted = Some(Instant::now() + ACQUAINTED);
+            }
+            let by = acquainted.unwrap_or(deadline);
+            match tokio::time::timeout_at(by, self.hearing.recv()).await {
+                Ok(Some((node, Some(said)))) => self.heard(node, &said),
+                Ok(Some((node, None))) => {
+                    let name = &self.nodes[node].name;
+                    return Err(Failure::setup(format!("{name} ended at the start")));
+                }
+                Err(_) if all => break,
+                _ => return Err(Failure::setup("the hosts did not come up in time")),
+            }
         }
-        let deadline = Instant::now() + LINKING;
-        while !(self.online.iter().all(|online| *online) && self.linked.iter().all(Option::is_some))
-        {
+        for linked in &self.linked {
+            setup::wish_to_run(&self.store, &linked.id).await?;
+        }
+        while !self.online.iter().all(|online| *online) {
             match tokio::time::timeout_at(deadline, self.hearing.recv()).await {
-                Ok(Some((node, Some(said)))) => self.heard(node, &said).await?,
+                Ok(Some((node, Some(said)))) => self.heard(node, &said),
                 Ok(Some((node, None))) => {
                     return Err(Failure::setup(format!(
-                        "{} ended while linking",
+                        "{} ended at the start",
                         self.nodes[node].name
                     )));
                 }
-                _ => return Err(Failure::setup("the accounts could not be linked in time")),
+                _ => {
+                    return Err(Failure::setup(
+                        "the accounts did not come online at the hosts in time",
+                    ));
+                }
             }
         }
         for node in 0..self.nodes.len() {
-            let (name, count) = (
-                self.nodes[node].name.clone(),
-                self.nodes[node].accounts.len(),
-            );
-            let text = format!("owns {count} accounts, all linked and online");
-            self.beat(&name, "linked", text, json!({ "accounts": count }));
+            let (name, count) = (self.nodes[node].name.clone(), self.accounts_of(node).len());
+            let text = format!("owns {count} accounts, all online");
+            self.beat(&name, "online", text, json!({ "accounts": count }));
         }
         Ok(())
     }
 
-    // ---- second act: traffic and trouble ----------------------------------------------------------------------
+    // ---- second act: traffic and trouble ------------------------------------------------------------------------
 
     /// Returns `true` if it came to a standstill.
     async fn traffic(&mut self) -> Result<bool, Failure> {
@@ -276,289 +379,263 @@ impl Stage<'_> {
             self.plan.accounts.len()
         );
         self.beat("traffic", "begins", text, json!({ "messages": total }));
-        let mut next = 0;
-        let mut kills: VecDeque<plan::Kill> = self.plan.kills.iter().copied().collect();
-        let mut kill_at = None;
-        let mut drained_by = None;
+        self.script = self.staging.disaster.script(self.plan, self.staging.revive);
+        let mut over_by = None;
         loop {
-            // Everything that is due.
             let now = Instant::now();
             while let Some(message) = self
                 .plan
                 .messages
-                .get(next)
+                .get(self.next)
                 .filter(|message| begin + message.at <= now)
             {
-                if kill_at.is_none() && kills.front().is_some_and(|kill| kill.after <= next) {
-                    kill_at = kills.front().map(|kill| now + kill.delay);
-                }
                 let pair = (message.from, message.to);
-                self.pairs.entry(pair).or_default().due.push_back(next);
-                next += 1;
-                self.hand_over(pair).await;
+                self.pairs.entry(pair).or_default().due.push_back(self.next);
+                self.next += 1;
+                self.hand_over(pair);
             }
-            while let Some(at) = self.again.iter().position(|(at, _)| *at <= now) {
-                let (_, message) = self.again.swap_remove(at);
-                self.send(message).await;
-            }
-            if kill_at.is_some_and(|at| at <= now) {
-                kill_at = None;
-                if let Some(kill) = kills.pop_front() {
-                    self.kill(kill.node);
-                }
-            }
-            if next == total && kills.is_empty() && self.takeover.is_empty() {
-                if self.ledger.all_confirmed() {
+            self.look_at_roster().await;
+            self.go_on().await?;
+            let quiet = self.script.is_empty() && self.takeovers.iter().all(Takeover::is_over);
+            if self.next == total && quiet {
+                // Without fences there is no end to wait for.
+                let enough = self.staging.disaster == Disaster::Naive;
+                if self.ledger.all_confirmed() || enough {
                     return Ok(false);
                 }
-                let by = *drained_by.get_or_insert(now + DRAINING);
-                if by <= now {
+                if *over_by.get_or_insert(now + DRAINING) <= now {
                     return Ok(true);
                 }
+            } else if self.next == total && begin.elapsed() > DRAINING * 4 + self.plan.length() {
+                return Ok(true);
             }
 
             let due = self
                 .plan
                 .messages
-                .get(next)
+                .get(self.next)
                 .map(|message| begin + message.at);
-            let again = self.again.iter().map(|(at, _)| *at).min();
-            let idle = now + Duration::from_secs(1);
-            let wake = [due, again, kill_at, drained_by]
-                .into_iter()
-                .flatten()
-                .fold(idle, Instant::min);
+            let tick = now
+                + if self.script.is_empty() && quiet {
+                    TICK * 10
+                } else {
+                    TICK
+                };
+            let wake = due.map_or(tick, |due| due.min(tick));
             tokio::select! { biased;
-                // First, for what is heard in the middle of traffic does not end.
-                () = tokio::time::sleep_until(kill_at.unwrap_or(now)), if kill_at.is_some() => {}
+                () = tokio::time::sleep_until(wake) => {}
+                Some(pair) = self.leaving.next() => {
+                    if let Some(queue) = self.pairs.get_mut(&pair) {
+                        queue.waiting = false;
+                    }
+                    self.hand_over(pair);
+                }
                 said = self.hearing.recv() => match said {
-                    Some((node, Some(said))) => self.heard(node, &said).await?,
-                    Some((node, None)) => self.died(node).await?,
+                    Some((node, Some(said))) => self.heard(node, &said),
+                    Some((node, None)) => self.ended(node),
                     None => return Ok(true),
                 },
-                () = tokio::time::sleep_until(wake) => {}
             }
         }
     }
 
-    /// Hands the next message of a pair over, if the one before is accepted.
-    async fn hand_over(&mut self, pair: (usize, usize)) {
-        let Some(queue) = self
-            .pairs
-            .get_mut(&pair)
-            .filter(|queue| queue.waiting.is_none())
-        else {
+    /// Leaves the next message of a pair in the store, for whoever owns the sender, if the one before is there.
+    fn hand_over(&mut self, pair: PairOf) {
+        let Some(queue) = self.pairs.get_mut(&pair).filter(|queue| !queue.waiting) else {
             return;
         };
-        let Some(message) = queue.due.pop_front() else {
+        let Some(n) = queue.due.pop_front() else {
             return;
         };
-        queue.waiting = Some(message);
-        self.handed_over += 1;
-        self.send(message).await;
-    }
-
-    async fn send(&mut self, n: usize) {
         let message = &self.plan.messages[n];
-        let to = match &self.linked[message.to] {
-            Some(linked) if message.by_lid => linked.lid.clone(),
-            _ => self.plan.accounts[message.to].phone.clone(),
+        let recipient = &self.linked[message.to];
+        let to = match &recipient.lid {
+            Some(lid) if message.by_lid => Some(lid.clone()),
+            _ => Jid::pn(&self.plan.accounts[message.to].phone).ok(),
         };
-        let account = &self.plan.accounts[message.from].name;
-        let order = json!({ "send": { "account": account, "id": message.id, "to": to, "text": message.text } });
-        self.tell_owner(message.from, &order).await;
-    }
-
-    fn kill(&mut self, which: usize) {
-        let alive: Vec<usize> = (0..self.nodes.len())
-            .filter(|node| self.nodes[*node].alive)
-            .collect();
-        let Some(victim) = alive.get(which % alive.len().max(1)).copied() else {
+        let Some(to) = to else {
+            self.ledger.faults.push("a phone has no number".to_owned());
             return;
         };
-        let node = &mut self.nodes[victim];
-        node.kill();
-        let (name, accounts) = (node.name.clone(), node.accounts.clone());
-        self.takeover.push((Instant::now(), victim, accounts));
-        let in_flight = self.handed_over - self.ledger.received();
-        let text = format!("killed (SIGKILL) while {in_flight} messages were in flight");
-        self.beat(&name, "killed", text, json!({ "in_flight": in_flight }));
+        queue.waiting = true;
+        self.handed_over += 1;
+        self.order += 1;
+        let request = SendRequest {
+            id: Some(message.id.as_str().into()),
+            to,
+            content: Content::Text(message.text.clone()),
+        };
+        let row = mailbox_request(&request, self.order);
+        let (store, account) = (self.store.clone(), self.linked[message.from].id.clone());
+        let id = message.id.clone();
+        let leave = async move {
+            let now = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default();
+            let at = UnixMillis(i64::try_from(now.as_millis()).unwrap_or(i64::MAX));
+            // Under one id, however often: whether the last try took effect does not matter.
+            while store
+                .enqueue(&account, id.as_str().into(), row.clone(), at)
+                .await
+                .is_err()
+            {
+                tokio::time::sleep(AGAIN).await;
+            }
+            pair
+        };
+        self.leaving
+            .push(tokio::spawn(leave).map(move |_| pair).boxed());
     }
 
-    /// A process has said its last word: a new one takes its accounts.
-    async fn died(&mut self, node: usize) -> Result<(), Failure> {
+    /// Notices when the roster says that a host is gone.
+    async fn look_at_roster(&mut self) {
+        let open = self
+            .takeovers
+            .iter_mut()
+            .filter(|t| t.gone.is_none() && !t.is_over());
+        let open: Vec<&mut Takeover> = open.collect();
+        if open.is_empty() {
+            return;
+        }
+        let Ok(hosts) = self.store.hosts().await else {
+            return;
+        };
+        for takeover in open {
+            let life = &self.nodes[takeover.victim].incarnation;
+            let is_live = hosts.iter().any(|host| {
+                host.state.is_live() && life.as_deref() == Some(&format!("{:016x}", host.who.0))
+            });
+            if !is_live {
+                takeover.gone = Some(Instant::now());
+            }
+        }
+    }
+
+    fn ended(&mut self, node: usize) {
+        self.nodes[node].ended = true;
         if self.nodes[node].alive {
             self.nodes[node].alive = false;
             let name = self.nodes[node].name.clone();
             self.ledger.faults.push(format!("{name} ended by itself"));
         }
-        let accounts = std::mem::take(&mut self.nodes[node].accounts);
-        let count = accounts.len();
-        let new = self.start_node(accounts.clone())?;
-        let name = self.nodes[new].name.clone();
-        let text = format!("started on the same store, takes {count} accounts");
-        self.beat(&name, "started", text, json!({ "accounts": count }));
-        // What the old one may or may not have accepted is handed over again, under the same ids.
-        let doubtful: Vec<usize> = self
-            .pairs
-            .iter()
-            .filter(|((from, _), _)| accounts.contains(from))
-            .filter_map(|(_, pair)| pair.waiting)
-            .collect();
-        self.again
-            .retain(|(_, message)| !doubtful.contains(message));
-        for message in doubtful {
-            self.send(message).await;
-        }
-        Ok(())
     }
 
-    // ---- what processes say -----------------------------------------------------------------------------------
+    // ---- what processes say -------------------------------------------------------------------------------------
 
-    async fn heard(&mut self, node: usize, said: &Value) -> Result<(), Failure> {
-        let name = said["account"].as_str().unwrap_or_default();
+    fn heard(&mut self, node: usize, said: &Value) {
+        let name = word(said, "account");
+        let event = word(said, "event");
         let Some(account) = self
             .plan
             .accounts
             .iter()
             .position(|account| account.name == name)
         else {
-            if said["event"] == "error" {
-                return Err(Failure::failed(format!(
-                    "{}: {}",
-                    self.nodes[node].name, said["error"]
-                )));
-            }
-            return Ok(());
-        };
-        if let Some(seq) = said["seq"].as_u64().filter(|_| said["event"].is_string()) {
-            if let Some(seq) = self.ledger.event(self.plan, account, said)
-                && self.owners[account] == node
-            {
-                self.tell_owner(account, &json!({ "ack": { "account": name, "seq": seq } }))
-                    .await;
-            }
-            if said["event"] == "linked" {
-                self.is_linked(account, said);
-            }
-            debug_assert!(seq > 0);
-            return Ok(());
-        }
-        match (said["event"].as_str(), said["reply"].as_str()) {
-            (Some("qr"), _) => {
-                let phone = self.plan.accounts[account].phone.clone();
-                let qr = said["qr"].as_str().unwrap_or_default();
-                let scanned = self
-                    .server
-                    .with(|service, now| service.scan(qr, Some(&phone), now));
-                if let Err(error) = scanned {
-                    return Err(Failure::setup(format!(
-                        "the phone cannot scan the code of {name}: {error}"
-                    )));
+            match event {
+                "joined" => {
+                    self.nodes[node].incarnation = Some(word(said, "incarnation").to_owned());
                 }
+                "lost" => {
+                    let name = self.nodes[node].name.clone();
+                    let text = "knows now that it was declared dead".to_owned();
+                    self.beat(&name, "declared_dead", text, json!({}));
+                }
+                _ => {}
             }
-            (Some("connection"), _) if self.owners[account] == node => {
+            return;
+        };
+        if said["seq"].is_u64() {
+            self.ledger.event(self.plan, account, said);
+            if event == "message" {
+                self.step_of(account, node, |steps, now| {
+                    if steps.connected.is_some() && steps.message.is_none() {
+                        steps.message = Some(now);
+                    }
+                });
+            }
+            return;
+        }
+        match event {
+            "owner" => {
+                self.owners[account] = Some(node);
+                self.online[account] = false;
+                self.step_of(account, node, |steps, now| {
+                    steps.claimed.get_or_insert(now);
+                });
+            }
+            "connection" if self.owners[account] == Some(node) => {
                 let online = said["state"] == "online";
                 self.online[account] = online;
                 if online {
-                    self.taken_over(account, node);
+                    self.step_of(account, node, |steps, now| {
+                        if steps.claimed.is_some() {
+                            steps.connected.get_or_insert(now);
+                        }
+                    });
+                    self.taken_over();
                 }
             }
-            (Some("ended"), _) if said["why"] != End::Shutdown.to_string() => {
-                self.ledger.faults.push(format!(
-                    "{name} ended at {}: {}",
-                    self.nodes[node].name, said["why"]
-                ));
+            "fenced" => {
+                let epochs = ["epoch", "by"].map(|name| said[name].as_u64().unwrap_or_default());
+                self.refused.insert(account, (epochs[0], epochs[1]));
             }
-            (_, Some("send")) => self.replied(said).await,
-            (_, Some(reply)) if said["ok"] == false && said["retry"] != true => {
-                self.ledger
-                    .faults
-                    .push(format!("{name}: {reply} failed: {}", said["error"]));
-            }
+            "idle" => self.ledger.faults.push(format!(
+                "{name} does not run at {}: {}",
+                self.nodes[node].name, said["why"]
+            )),
             _ => {}
         }
-        Ok(())
     }
 
-    fn is_linked(&mut self, account: usize, said: &Value) {
-        let (jid, lid) = (
-            said["jid"].as_str().unwrap_or_default(),
-            said["lid"].as_str().unwrap_or_default(),
-        );
-        self.ledger.known_as(account, jid);
-        self.ledger.known_as(account, lid);
-        let Ok(jid) = jid.parse::<baton_core::jid::Jid>() else {
-            return;
-        };
-        let lid = lid
-            .parse::<baton_core::jid::Jid>()
-            .map_or_else(|_| String::new(), |lid| lid.bare().to_string());
-        self.linked[account] = Some(DeviceAddress {
-            device: DeviceId::new(jid.user(), jid.device()),
-            lid,
-        });
-    }
-
-    async fn replied(&mut self, said: &Value) {
-        let id = said["id"].as_str().unwrap_or_default();
-        let Some(n) = self
-            .plan
-            .messages
-            .iter()
-            .position(|message| message.id == id)
-        else {
-            return;
-        };
-        let pair = (self.plan.messages[n].from, self.plan.messages[n].to);
-        let Some(queue) = self
-            .pairs
-            .get_mut(&pair)
-            .filter(|pair| pair.waiting == Some(n))
-        else {
-            return;
-        };
-        if said["ok"] == true {
-            queue.waiting = None;
-            self.hand_over(pair).await;
-        } else if said["retry"] == true {
-            self.again.push((Instant::now() + AGAIN, n));
-        } else {
-            queue.waiting = None;
-            self.ledger
-                .faults
-                .push(format!("message {id} was refused: {}", said["error"]));
+    /// Notes a step of the account in the takeovers that wait for one, unless it comes from the host that was hit.
+    fn step_of(
+        &mut self,
+        account: usize,
+        node: usize,
+        note: impl Fn(&mut takeover::Steps, Instant),
+    ) {
+        let now = Instant::now();
+        if let Some(takeover) = self.takeovers.last_mut()
+            && takeover.victim != node
+            && let Some(steps) = takeover.accounts.get_mut(&account)
+        {
+            note(steps, now);
         }
     }
 
-    fn taken_over(&mut self, account: usize, node: usize) {
-        let mut done = Vec::new();
-        self.takeover.retain_mut(|(since, victim, missing)| {
-            missing.retain(|other| *other != account);
-            if missing.is_empty() {
-                done.push((since.elapsed(), *victim));
-            }
-            !missing.is_empty()
-        });
-        let name = self.nodes[node].name.clone();
-        for (took, victim) in done {
-            let count = self.nodes[node].accounts.len();
+    fn taken_over(&mut self) {
+        let mut told = Vec::new();
+        for takeover in self.takeovers.iter_mut().filter(|t| !t.told && t.is_over()) {
+            takeover.told = true;
+            told.push((
+                takeover.victim,
+                takeover.accounts.len(),
+                takeover.took().as_secs_f64(),
+            ));
+        }
+        for (victim, count, seconds) in told {
+            let takers: BTreeSet<&str> = self
+                .owners
+                .iter()
+                .filter_map(|owner| self.nodes.get((*owner)?))
+                .map(|node| node.name.as_str())
+                .filter(|name| *name != self.nodes[victim].name)
+                .collect();
+            let who = takers.into_iter().next().unwrap_or_default().to_owned();
             let text = format!(
-                "{count}/{count} accounts of {} online, {:.2} s after the kill",
-                self.nodes[victim].name,
-                took.as_secs_f64()
+                "{count}/{count} accounts of {} online, {seconds:.2} s after it was hit",
+                self.nodes[victim].name
             );
-            self.takeovers.push(took);
             self.beat(
-                &name,
+                &who,
                 "took_over",
                 text,
-                json!({ "accounts": count, "seconds": took.as_secs_f64() }),
+                json!({ "accounts": count, "seconds": (seconds * 1e3).round() / 1e3 }),
             );
         }
     }
 
-    // ---- last act ---------------------------------------------------------------------------------------------
+    // ---- last act -----------------------------------------------------------------------------------------------
 
     async fn finish(&mut self) -> Result<Verdict, Failure> {
         let text = format!(
@@ -571,43 +648,62 @@ impl Stage<'_> {
             text,
             json!({ "received": self.ledger.received() }),
         );
+        let naive = self.staging.disaster == Disaster::Naive;
+        // What was written last is still to be acknowledged; hosts that are told to go would leave it to the next.
+        let by = Instant::now() + SETTLE;
+        while !naive && Instant::now() < by && judge::left_in_store(&self.store).await? > 0 {
+            tokio::time::sleep(AGAIN).await;
+        }
         let mut nodes = std::mem::take(&mut self.nodes);
         for node in nodes.iter_mut().filter(|node| node.alive) {
-            if !node.stop().await {
-                self.ledger
-                    .faults
-                    .push(format!("{} did not end properly", node.name));
+            if naive {
+                node.kill();
+            } else {
+                node.terminate().await?;
+                if !node.ends_well().await {
+                    let name = &node.name;
+                    self.ledger
+                        .faults
+                        .push(format!("{name} did not end properly"));
+                }
             }
         }
         self.nodes = nodes;
-        // Their last words: events of the time between the last look and the end.
-        while let Ok((node, said)) = self.hearing.try_recv() {
-            if let Some(said) = said {
-                self.heard(node, &said).await?;
+        // Their last words.
+        let by = Instant::now() + Duration::from_secs(5);
+        while !self.nodes.iter().all(|node| node.ended)
+            && let Ok(Some((node, said))) = tokio::time::timeout_at(by, self.hearing.recv()).await
+        {
+            match said {
+                Some(said) => self.heard(node, &said),
+                None => self.nodes[node].ended = true,
             }
         }
-        let devices: Option<Vec<DeviceId>> = self
-            .linked
-            .iter()
-            .map(|linked| linked.as_ref().map(|linked| linked.device.clone()))
-            .collect();
-        let devices = devices.ok_or_else(|| Failure::failed("an account is not linked"))?;
+        if self.staging.disaster.keeps_connections() && self.refused.is_empty() {
+            self.ledger
+                .faults
+                .push("the host that came back did not learn that it is too late".to_owned());
+        }
+        let devices: Vec<_> = self.linked.iter().map(|l| l.device.clone()).collect();
         let mut verdict = {
             let service = self.server.service();
             // A panic of the service under the lock would have ended its task; its books are still evidence.
             let service = service
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
-            judge::compare(self.plan, &self.ledger, service.books(), &devices)
+            let since = self.first_hit.unwrap_or(u64::MAX);
+            let mut verdict = judge::compare(self.plan, &self.ledger, service.books(), &devices);
+            verdict.silences = judge::silences(service.books(), &devices, since);
+            verdict
         };
-        let store = open(&self.recipe.store)?;
-        verdict.left_in_store = judge::left_in_store(&store).await?;
-        verdict.takeovers = std::mem::take(&mut self.takeovers);
+        if self.staging.disaster.keeps_connections() {
+            // The service closes them when the next owner comes.
+            verdict.evicted = std::mem::take(&mut verdict.two_connections);
+        }
+        verdict.refused = self.refused.len();
+        verdict.left_in_store = judge::left_in_store(&self.store).await?;
+        verdict.takeovers = self.takeovers.iter().map(Takeover::took).collect();
+        verdict.splits = self.takeovers.iter().flat_map(Takeover::splits).collect();
         Ok(verdict)
     }
-}
-
-fn open(path: &Path) -> Result<SqliteStore, Failure> {
-    SqliteStore::open(path, baton_store_sqlite::Options::default())
-        .map_err(|error| Failure::failed(format!("cannot open {}: {error}", path.display())))
 }

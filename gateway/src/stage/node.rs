@@ -1,15 +1,12 @@
-//! One host process: a child that is told what to do by lines and can be killed.
+//! One host process: a child that says what it does, and can be killed, frozen, cut off and told to go.
 
+use super::Said;
 use crate::setup::Failure;
 use serde_json::Value;
-use std::{
-    path::{Path, PathBuf},
-    process::Stdio,
-    time::Duration,
-};
+use std::{path::PathBuf, process::Stdio, time::Duration};
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
-    process::{Child, ChildStdin, Command},
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
     sync::mpsc,
 };
 
@@ -18,67 +15,77 @@ use tokio::{
 pub(super) struct Recipe {
     pub(super) program: PathBuf,
     pub(super) directory: PathBuf,
-    pub(super) store: PathBuf,
+    pub(super) store: String,
+    pub(super) key_file: PathBuf,
     pub(super) service_url: String,
     pub(super) service_root: String,
-    pub(super) pre_keys: u32,
     pub(super) verbose: bool,
+    /// Switches of `baton host`. Without any it is `baton serve`.
+    pub(super) presence: bool,
+    pub(super) naive: bool,
+    pub(super) silence: bool,
 }
-
-/// What a process said; `None` when it has nothing more to say.
-pub(super) type Said = (usize, Option<Value>);
 
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) name: String,
-    /// Indices of its accounts.
-    pub(super) accounts: Vec<usize>,
+    /// Has not been killed or told to go.
     pub(super) alive: bool,
+    /// Has said its last word.
+    pub(super) ended: bool,
+    /// Lives, but does nothing.
+    pub(super) frozen: bool,
+    /// Its life in the roster, once it has joined.
+    pub(super) incarnation: Option<String>,
     child: Child,
-    input: Option<ChildStdin>,
+    silence: PathBuf,
 }
 
 impl Node {
-    /// Starts process number `number`; what it says goes to `said`.
+    /// Starts process number `number` under `name`; what it says goes to `said`.
     pub(super) fn start(
         recipe: &Recipe,
         number: usize,
-        accounts: Vec<usize>,
-        names: &[&str],
+        name: &str,
         said: mpsc::UnboundedSender<Said>,
     ) -> Result<Self, Failure> {
-        let name = node_name(number);
-        let log = std::fs::File::create(recipe.directory.join(format!("{name}.log")))
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(recipe.directory.join(format!("{name}.log")))
             .map_err(|error| Failure::setup(format!("cannot write a log: {error}")))?;
-        let mut command = Command::new(&recipe.program);
+        let silence = recipe.directory.join(format!("{name}.silence"));
+        let mut command = recipe.command();
+        let plain = recipe.presence && !recipe.naive && !recipe.silence;
+        command.arg(if plain { "serve" } else { "host" });
+        command.args(["--host-id", name]);
+        if recipe.silence {
+            command.arg("--silence").arg(&silence);
+        }
+        if !recipe.presence {
+            command.arg("--no-presence");
+        }
+        if recipe.naive {
+            command.arg("--naive");
+        }
+        if recipe.verbose {
+            command.arg("--verbose");
+        }
         command
-            .arg("host")
-            .arg("--accounts")
-            .arg(names.join(","))
-            .arg("--pre-keys")
-            .arg(recipe.pre_keys.to_string())
-            .arg("--store")
-            .arg(store_url(&recipe.store))
             .args([
                 "--service-url",
                 &recipe.service_url,
                 "--service-root",
                 &recipe.service_root,
             ])
-            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(log)
-            .kill_on_drop(true);
-        if recipe.verbose {
-            command.arg("--verbose");
-        }
+            .stderr(log);
         let mut child = command.spawn().map_err(|error| {
             Failure::setup(format!(
                 "cannot start {}: {error}",
                 recipe.program.display()
             ))
         })?;
-        let input = child.stdin.take();
         let output = child
             .stdout
             .take()
@@ -94,19 +101,14 @@ impl Node {
             let _ = said.send((number, None));
         });
         Ok(Self {
-            name,
-            accounts,
+            name: name.to_owned(),
             alive: true,
+            ended: false,
+            frozen: false,
+            incarnation: None,
             child,
-            input,
+            silence,
         })
-    }
-
-    /// Tells it something. A process that is gone does not hear it, which its end will show.
-    pub(super) async fn tell(&mut self, order: &Value) {
-        if let Some(input) = &mut self.input {
-            let _ = input.write_all(format!("{order}\n").as_bytes()).await;
-        }
     }
 
     /// SIGKILL.
@@ -115,10 +117,51 @@ impl Node {
         let _ = self.child.start_kill();
     }
 
-    /// Ends its input and waits. `false` if it had to be killed or ended with an error.
-    pub(super) async fn stop(&mut self) -> bool {
-        self.input = None;
-        match tokio::time::timeout(Duration::from_secs(12), self.child.wait()).await {
+    /// SIGSTOP, and SIGCONT.
+    pub(super) async fn freeze(&mut self, freeze: bool) -> Result<(), Failure> {
+        self.frozen = freeze;
+        self.signal(if freeze { "STOP" } else { "CONT" }).await
+    }
+
+    /// SIGTERM.
+    pub(super) async fn terminate(&mut self) -> Result<(), Failure> {
+        self.alive = false;
+        self.signal("TERM").await
+    }
+
+    async fn signal(&self, signal: &str) -> Result<(), Failure> {
+        let Some(pid) = self.child.id() else {
+            return Ok(());
+        };
+        // Every shell can do it; a program of that name is not everywhere.
+        let status = Command::new("sh")
+            .arg("-c")
+            .arg(format!("kill -{signal} {pid}"))
+            .stderr(Stdio::null())
+            .status()
+            .await;
+        match status {
+            Ok(status) if status.success() => Ok(()),
+            _ => Err(Failure::failed(format!(
+                "cannot send SIG{signal} to {}",
+                self.name
+            ))),
+        }
+    }
+
+    /// Cuts it off from its store, or connects it again.
+    pub(super) fn silence(&self, silent: bool) -> Result<(), Failure> {
+        let done = if silent {
+            std::fs::write(&self.silence, "")
+        } else {
+            std::fs::remove_file(&self.silence)
+        };
+        done.map_err(|error| Failure::failed(format!("{}: {error}", self.silence.display())))
+    }
+
+    /// Waits for its end. `false` if it had to be killed or ended with an error.
+    pub(super) async fn ends_well(&mut self) -> bool {
+        match tokio::time::timeout(Duration::from_secs(30), self.child.wait()).await {
             Ok(Ok(status)) => status.success(),
             _ => {
                 let _ = self.child.kill().await;
@@ -128,14 +171,28 @@ impl Node {
     }
 }
 
+impl Recipe {
+    /// `baton` on the store of the stage.
+    pub(super) fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(["--store", &self.store, "--key-file"])
+            .arg(&self.key_file)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        command
+    }
+}
+
+/// What a process said; the end has nothing to say.
+pub(super) fn word<'a>(said: &'a Value, name: &str) -> &'a str {
+    said[name].as_str().unwrap_or_default()
+}
+
 /// `node-a`, `node-b`, … `node-z`, `node-27`, …
 pub(super) fn node_name(number: usize) -> String {
     match u8::try_from(number).ok().filter(|number| *number < 26) {
         Some(number) => format!("node-{}", char::from(b'a' + number)),
         None => format!("node-{}", number + 1),
     }
-}
-
-pub(super) fn store_url(path: &Path) -> String {
-    format!("sqlite:{}", path.display())
 }

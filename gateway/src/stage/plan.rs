@@ -28,7 +28,7 @@ pub struct Plan {
     pub messages: Vec<Message>,
     /// In order.
     pub kills: Vec<Kill>,
-    /// Processes to begin with; account `i` starts at process `i % nodes`.
+    /// Processes to begin with.
     pub nodes: usize,
 }
 
@@ -58,7 +58,7 @@ pub struct Message {
     pub at: Duration,
 }
 
-/// One process to kill.
+/// One process to kill, or to do something else to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kill {
     /// When so many messages were handed over ...
@@ -68,6 +68,9 @@ pub struct Kill {
     /// Which of the processes alive at that time, counted by age.
     pub node: usize,
 }
+
+/// Messages before a blow, and as many after it, that are handed over at once; fewer if there are few accounts.
+const BURST: usize = 60;
 
 const WORDS: [&str; 24] = [
     "rain", "over", "the", "harbour", "keeps", "its", "time", "and", "nobody", "counts", "twice",
@@ -139,9 +142,10 @@ impl Plan {
             .collect();
         // A burst around each kill, so that there is something in flight.
         for kill in &kills {
-            let first = kill.after.saturating_sub(4 * accounts);
+            let burst = (4 * accounts).min(BURST);
+            let first = kill.after.saturating_sub(burst);
             if let Some(at) = messages.get(first).map(|message| message.at) {
-                let end = (kill.after + 4 * accounts).min(messages.len());
+                let end = (kill.after + burst).min(messages.len());
                 // Later ones stay later.
                 messages
                     .iter_mut()
@@ -163,6 +167,14 @@ impl Plan {
             kills,
             nodes: size.nodes.max(1),
         }
+    }
+
+    /// When the last message is handed over, after the start of the traffic.
+    #[must_use]
+    pub fn length(&self) -> Duration {
+        self.messages
+            .last()
+            .map_or(Duration::ZERO, |message| message.at)
     }
 
     /// A hash over ids, senders, recipients and texts in order.

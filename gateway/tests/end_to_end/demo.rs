@@ -98,6 +98,9 @@ fn wrong_flags_are_status_2() {
         &["--seed", "x"][..],
         &["--accounts", "1"],
         &["--seconds", "0"],
+        &["--disaster", "flood"],
+        &["--hosts", "1", "--disaster", "pause"],
+        &["--hosts", "0"],
         &["--nonsense"],
     ] {
         assert_eq!(demo(flags).status.code(), Some(2), "{flags:?}");

@@ -22,12 +22,10 @@ async fn kills_at_random_moments_lose_nothing() {
     };
     let plan = Plan::draw(seed, size);
     let scratch = tempfile::tempdir().unwrap();
-    let staging = Staging {
-        program: env!("CARGO_BIN_EXE_baton").into(),
-        directory: scratch.path().to_owned(),
-        pre_keys: 100,
-        verbose: false,
-    };
+    let staging = Staging::new(
+        env!("CARGO_BIN_EXE_baton").into(),
+        scratch.path().to_owned(),
+    );
     let mut told = Vec::new();
     let verdict = play(&plan, &staging, &mut |beat| {
         told.push(format!("{:?}", beat))

@@ -112,8 +112,8 @@ impl Store for BadLine {
         self.call(self.inner.enqueue(account, id, request, at))
             .await
     }
-    baton_core::delegate_store!(inner: create_account delete_account accounts tenants retain hosts declare_dead leave
-        hand_over held orphans place retire history renew_history watch vault swap_vault swap_records);
+    baton_core::delegate_store!(inner: create_account delete_account accounts tenants retain hosts drain declare_dead leave
+        hand_over held orphans misplaced mail place retire history renew_history watch vault swap_vault swap_records);
 }
 
 async fn two(

@@ -73,6 +73,61 @@ pub(crate) async fn link(server: &SimServer, store: &Path, name: &str, phone: &s
     linked
 }
 
+/// What the phone's owner has in the address book and has set for chats can be printed, whoever owns the account.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contacts_and_chats_are_what_the_phone_says() {
+    use sim::service::settings::Change;
+    let server = service().await;
+    let directory = tempfile::tempdir().unwrap();
+    let store = directory.path().join("baton.db");
+    link(&server, &store, "shop", "15550000001").await;
+    let friend = "15550000002@s.whatsapp.net".to_owned();
+    let changes = [
+        Change::Contact {
+            user: friend.clone(),
+            name: Some("Robert Friend".into()),
+        },
+        Change::Mute {
+            chat: friend.clone(),
+            until: Some(-1),
+        },
+        Change::Pin {
+            chat: friend.clone(),
+            pinned: true,
+        },
+    ];
+    server
+        .with(|service, now| service.phone_change("15550000001", &changes, now))
+        .unwrap();
+    let mut tail = Talking::start(baton(Some(&server), &store, &["tail", "shop"]));
+    let print = |verb: &'static str| run(baton(Some(&server), &store, &[verb, "shop", "--json"]));
+    // While somebody else owns the account.
+    let pinned = async {
+        loop {
+            let chats = objects(&print("chats").await.stdout);
+            if let Some(chat) = chats.into_iter().find(|chat| chat["pinned"] == true) {
+                return chat;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let chat = tokio::time::timeout(PATIENCE, pinned)
+        .await
+        .expect("in time");
+    assert_eq!(chat["chat"], friend);
+    assert_eq!(
+        (&chat["muted"], &chat["muted_until"]),
+        (&true.into(), &Value::Null)
+    );
+    let contacts = objects(&print("contacts").await.stdout);
+    let contact = contacts.iter().find(|contact| contact["user"] == friend);
+    assert_eq!(contact.expect("it is there")["full_name"], "Robert Friend");
+    tail.child.start_kill().unwrap();
+    let lines = run(baton(Some(&server), &store, &["contacts", "shop"])).await;
+    let lines = String::from_utf8(lines.stdout).unwrap();
+    assert!(lines.contains("Robert Friend"), "{lines}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn link_then_send_then_tail() {
     let server = service().await;
@@ -383,65 +438,6 @@ async fn what_cannot_begin_is_status_2_and_one_sentence() {
         assert_eq!(said.trim_end().lines().count(), 1, "{arguments:?}: {said}");
         assert_eq!(output.stdout, b"", "{arguments:?}");
     }
-}
-
-/// What is not an order is answered and changes nothing; the end of the input ends the process properly.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_host_survives_nonsense_on_its_input() {
-    use tokio::io::AsyncWriteExt as _;
-    let server = service().await;
-    let directory = tempfile::tempdir().unwrap();
-    let store = directory.path().join("baton.db");
-    let mut command = baton(Some(&server), &store, &["host", "--accounts", "a,b"]);
-    command.stdin(Stdio::piped());
-    let mut host = Talking::start(command);
-    assert_eq!(host.until("ready").await["accounts"], 2);
-    let mut input = host.child.stdin.take().unwrap();
-    for (line, said) in [
-        ("nonsense", "not an order"),
-        ("", "not an order"),
-        (r#"{"link": {"account": "c"}}"#, "no account \"c\" here"),
-        (
-            r#"{"send": {"account": "a", "id": "X", "to": "+1", "text": 7}}"#,
-            "not an order",
-        ),
-        (r#"{"fly": {"account": "a"}}"#, "not an order"),
-    ] {
-        input
-            .write_all(format!("{line}\n").as_bytes())
-            .await
-            .unwrap();
-        let error = host.until("error").await;
-        assert!(error["error"].as_str().unwrap().contains(said), "{error}");
-    }
-    for (line, said) in [
-        (
-            r#"{"send": {"account": "a", "id": "X", "to": "nobody", "text": "x"}}"#,
-            "not a recipient",
-        ),
-        (
-            r#"{"send": {"account": "a", "id": "X", "to": "15550000001", "text": "x"}}"#,
-            "not linked",
-        ),
-        (r#"{"ack": {"account": "b", "seq": 99}}"#, "not shown"),
-    ] {
-        input
-            .write_all(format!("{line}\n").as_bytes())
-            .await
-            .unwrap();
-        let reply = host.until_that(|object| object["reply"].is_string()).await;
-        assert_eq!(reply["ok"], false);
-        assert!(reply["error"].as_str().unwrap().contains(said), "{reply}");
-    }
-    input
-        .write_all(br#"{"link": {"account": "b"}}"#)
-        .await
-        .unwrap();
-    drop(input);
-    // Half a line at the end is a line.
-    host.until_that(|object| object["event"] == "connection" && object["account"] == "b")
-        .await;
-    assert_eq!(host.status().await, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

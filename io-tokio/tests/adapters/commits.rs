@@ -46,7 +46,7 @@ impl Store for Gated {
     }
 
     baton_core::delegate_store!(inner: load scan confirm create_account delete_account accounts tenants enqueue retain
-        join beat hosts declare_dead leave claim release hand_over held orphans place retire history renew_history
+        join beat hosts drain declare_dead leave claim release hand_over held orphans misplaced mail place retire history renew_history
         watch vault swap_vault swap_records);
 }
 

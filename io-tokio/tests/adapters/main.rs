@@ -2,6 +2,7 @@
 //! is at hand.
 
 mod commits;
+mod fetch;
 mod link;
 mod membership;
 mod tls;

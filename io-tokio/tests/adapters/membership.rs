@@ -53,7 +53,7 @@ impl Store for Slow {
     }
 
     baton_core::delegate_store!(inner: load scan commit confirm create_account delete_account accounts tenants enqueue
-        retain join hosts declare_dead leave claim release hand_over held orphans place retire history renew_history
+        retain join hosts drain declare_dead leave claim release hand_over held orphans misplaced mail place retire history renew_history
         watch vault swap_vault swap_records);
 }
 

@@ -1,9 +1,11 @@
 //! The HTTP interface: what a phone's owner does with the thumb, and what a harness wants to read.
 
 use super::Hub;
-use crate::service::Now;
 use crate::service::books::Summary;
 use crate::service::faults::Fault;
+use crate::service::history::History;
+use crate::service::settings::{COLLECTIONS, Change};
+use crate::service::{DeviceId, Now};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -28,6 +30,9 @@ pub(super) async fn serve(
         .route("/phone/send", post(send))
         .route("/phone/add", post(add))
         .route("/phone/unlink", post(unlink))
+        .route("/phone/change", post(change))
+        .route("/phone/history", post(history))
+        .route("/phone/settings", get(settings))
         .route("/fault", post(fault))
         .route("/books", get(books))
         .with_state(host);
@@ -100,6 +105,58 @@ async fn unlink(State(host): State<Arc<Hub>>, body: Bytes) -> Answer {
             "there is no such companion".into(),
         ))
     }
+}
+
+#[derive(Deserialize)]
+struct Changes {
+    phone: String,
+    changes: Vec<Change>,
+}
+
+async fn change(State(host): State<Arc<Hub>>, body: Bytes) -> Answer {
+    let Changes { phone, changes } = parse(&body)?;
+    let versions = host.act(|service, now| service.phone_change(&phone, &changes, now));
+    json_answer(&versions.map_err(Refusal::new)?)
+}
+
+#[derive(Deserialize)]
+struct Past {
+    device: DeviceId,
+    #[serde(flatten)]
+    history: History,
+}
+
+async fn history(State(host): State<Arc<Hub>>, body: Bytes) -> Answer {
+    let Past { device, history } = parse(&body)?;
+    if host.act(|service, now| service.phone_history(&device, &history, now)) {
+        json_answer(&json!({}))
+    } else {
+        Err(Refusal(
+            StatusCode::NOT_FOUND,
+            "there is no such companion".into(),
+        ))
+    }
+}
+
+async fn settings(State(host): State<Arc<Hub>>, uri: Uri) -> Answer {
+    let phone = uri.query().unwrap_or_default().split('&');
+    let phone = phone.filter_map(|pair| pair.strip_prefix("phone=")).next();
+    let phone = phone.unwrap_or_default();
+    host.act(|service, _| {
+        let collections: BTreeMap<&str, serde_json::Value> = COLLECTIONS
+            .into_iter()
+            .map(|name| {
+                let settings = service.settings(phone, name).into_iter();
+                let names: Vec<String> = settings
+                    .map(|(index, _)| String::from_utf8_lossy(&index).into_owned())
+                    .collect();
+                let version = service.settings_version(phone, name);
+                (name, json!({ "version": version, "settings": names }))
+            })
+            .collect();
+        let changes = service.setting_changes(phone);
+        json_answer(&json!({ "collections": collections, "changes": changes }))
+    })
 }
 
 /// One more word than [`Fault`] knows: `heal` withdraws what has not struck yet.

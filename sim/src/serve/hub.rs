@@ -26,6 +26,10 @@ pub(crate) enum Outgoing {
 
 /// What an observer is shown, in the order in which it happens.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(
+    not(feature = "tier-b"),
+    expect(dead_code, reason = "only worlds look")
+)]
 pub(crate) enum Seen<'a> {
     Opened(ConnId),
     Received(ConnId, &'a [u8]),
@@ -109,11 +113,17 @@ impl Hub {
     }
 
     /// The process behind the sockets was replaced by another: all connections it had are gone.
+    #[cfg(feature = "tier-b")]
     pub(crate) fn restarted(&self) {
         let conns: Vec<ConnId> = self.outlets().keys().copied().collect();
         for conn in conns {
             self.closed(conn);
         }
+    }
+
+    /// What clients are told to be the media host.
+    pub(crate) fn media_host(&self) -> String {
+        self.lock().media_host().unwrap_or_default().to_owned()
     }
 
     // A panic under the lock is a bug of the service; the books are still evidence, so the others go on.

@@ -8,6 +8,7 @@ use super::books::hex;
 use super::keys::Vault;
 use super::phone::Phone;
 use super::queue::Queue;
+use super::settings::{Collections, Primary};
 use baton_core::crypto::{KeyPair, PublicKey, Rng};
 use baton_core::jid::{Jid, Server, participant_hash};
 use baton_core::proto::adv;
@@ -106,6 +107,10 @@ pub(super) struct Account {
     /// When the device set last changed, unix seconds.
     pub(super) changed: u64,
     pub(super) phone: Phone,
+    /// What the service keeps of its settings.
+    pub(super) collections: Collections,
+    /// What the phone knows of them.
+    pub(super) primary: Primary,
     pub(super) devices: BTreeMap<u16, Device>,
     /// Accounts that asked for this one's devices and must hear of changes.
     pub(super) watchers: BTreeSet<SmolStr>,
@@ -235,6 +240,8 @@ impl Accounts {
                 last_index: 0,
                 changed: now_secs,
                 phone: Phone::new(KeyPair::generate(rng), format!("Phone {phone}").into(), rng),
+                collections: Collections::default(),
+                primary: Primary::default(),
                 devices: BTreeMap::new(),
                 watchers: BTreeSet::new(),
             };

@@ -20,6 +20,7 @@ pub struct Books {
     #[serde(serialize_with = "as_list")]
     devices: BTreeMap<DeviceId, DeviceLog>,
     texts: Vec<PhoneText>,
+    histories: Vec<HistoryLog>,
     #[serde(skip)]
     relays: BTreeMap<Relay, [u8; 32]>,
     violations: Vec<Violation>,
@@ -138,6 +139,20 @@ pub struct PhoneText {
     pub at: Stamp,
 }
 
+/// A chunk of history that a phone has announced.
+#[derive(Clone, Debug, Serialize)]
+pub struct HistoryLog {
+    /// To whom.
+    pub to: DeviceId,
+    /// By the message of this id.
+    pub id: String,
+    /// What is in it.
+    #[serde(skip)]
+    pub chunk: super::history::Chunk,
+    /// The device says that it has it.
+    pub received: bool,
+}
+
 /// Something that must never happen, whatever fails.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "violation", rename_all = "snake_case")]
@@ -173,6 +188,19 @@ pub enum Violation {
         first: String,
         /// The key it was given, in hex.
         second: String,
+        /// When.
+        at: Stamp,
+    },
+    /// A device's patch of settings that does not add up: the phone, which has the keys, cannot take it in.
+    BadPatch {
+        /// Whose.
+        device: DeviceId,
+        /// Of which collection.
+        collection: String,
+        /// The version that it was given.
+        version: u64,
+        /// What is wrong.
+        why: String,
         /// When.
         at: Stamp,
     },
@@ -318,6 +346,16 @@ impl Books {
     #[must_use]
     pub fn texts(&self) -> &[PhoneText] {
         &self.texts
+    }
+
+    /// Chunks of history that phones have announced, in order.
+    #[must_use]
+    pub fn histories(&self) -> &[HistoryLog] {
+        &self.histories
+    }
+
+    pub(super) fn histories_mut(&mut self) -> &mut Vec<HistoryLog> {
+        &mut self.histories
     }
 
     /// Counts per message id, violations and anomalies.

@@ -104,6 +104,143 @@ pub enum Fault {
         /// How many.
         count: u32,
     },
+    /// Do something wrong about settings, `count` times.
+    Settings {
+        /// The companion that it happens to.
+        device: DeviceId,
+        /// What.
+        what: SettingsFault,
+        /// How many.
+        count: u32,
+    },
+    /// Spoil the next `count` downloads of files that were left for an account's devices.
+    File {
+        /// Any device of it.
+        device: DeviceId,
+        /// How.
+        what: FileFault,
+        /// How many.
+        count: u32,
+    },
+    /// The phone makes a new key for settings and writes under it.
+    RotateKey {
+        /// Any device of the account.
+        device: DeviceId,
+    },
+    /// The phone loses its keys for settings, but for the newest.
+    ForgetKeys {
+        /// Any device of the account.
+        device: DeviceId,
+    },
+    /// The service forgets all patches of settings: who is behind needs a snapshot.
+    DropPatches {
+        /// Any device of the account.
+        device: DeviceId,
+    },
+}
+
+/// What can go wrong about settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SettingsFault {
+    /// The phone changes the collection just before the device's patch arrives.
+    Overtake,
+    /// A patch is refused as a conflict though there is none.
+    FalseConflict,
+    /// A patch is taken, and the device does not hear of it.
+    LostAnswer,
+    /// A collection is refused with an error.
+    Refuse,
+    /// The MAC of a patch is wrong.
+    PatchMac,
+    /// The MAC of the whole collection is wrong, in a patch or a snapshot.
+    SnapshotMac,
+    /// A value is not what its MAC says.
+    ValueMac,
+    /// A name is not what its MAC says.
+    IndexMac,
+    /// The first patch of an answer is missing.
+    Skip,
+    /// An answer begins with patches that the device has.
+    Stale,
+    /// A patch that is none.
+    Garbage,
+    /// The phone does not send keys that it should.
+    NoKeys,
+    /// The phone sends keys twenty seconds late.
+    LateKeys,
+}
+
+impl SettingsFault {
+    /// Those that spoil what is read.
+    pub const ANSWERS: [Self; 7] = [
+        Self::PatchMac,
+        Self::SnapshotMac,
+        Self::ValueMac,
+        Self::IndexMac,
+        Self::Skip,
+        Self::Stale,
+        Self::Garbage,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Overtake => "settings_overtake",
+            Self::FalseConflict => "settings_false_conflict",
+            Self::LostAnswer => "settings_lost_answer",
+            Self::Refuse => "settings_refuse",
+            Self::PatchMac => "settings_patch_mac",
+            Self::SnapshotMac => "settings_snapshot_mac",
+            Self::ValueMac => "settings_value_mac",
+            Self::IndexMac => "settings_index_mac",
+            Self::Skip => "settings_skip",
+            Self::Stale => "settings_stale",
+            Self::Garbage => "settings_garbage",
+            Self::NoKeys => "settings_no_keys",
+            Self::LateKeys => "settings_late_keys",
+        }
+    }
+}
+
+/// What can be wrong with a download.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileFault {
+    /// There is no such file.
+    Gone,
+    /// It ends in the middle, as if that were all.
+    Truncated,
+    /// The connection breaks in the middle.
+    BreaksOff,
+    /// Its MAC is wrong.
+    WrongMac,
+    /// It never ends.
+    Endless,
+    /// Half a second for each piece.
+    Slow,
+}
+
+impl FileFault {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Gone,
+        Self::Truncated,
+        Self::BreaksOff,
+        Self::WrongMac,
+        Self::Endless,
+        Self::Slow,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Gone => "file_gone",
+            Self::Truncated => "file_truncated",
+            Self::BreaksOff => "file_breaks_off",
+            Self::WrongMac => "file_wrong_mac",
+            Self::Endless => "file_endless",
+            Self::Slow => "file_slow",
+        }
+    }
 }
 
 /// Orders not yet carried out, and how many were.
@@ -125,6 +262,8 @@ pub(super) enum Kind {
     Refuse,
     FailLogin,
     IgnoreIq,
+    Settings(SettingsFault),
+    File(FileFault),
 }
 
 impl Kind {
@@ -139,6 +278,8 @@ impl Kind {
             Self::Refuse => "refuse",
             Self::FailLogin => "fail_login",
             Self::IgnoreIq => "ignore_iq",
+            Self::Settings(what) => what.name(),
+            Self::File(what) => what.name(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{DeviceId, Now, Service, faults};
 use baton_core::jid::Jid;
-use baton_core::wire::node::{Node, Value};
+use baton_core::wire::node::Node;
 
 /// What an IQ comes to: the child of the result, if it has one.
 pub(super) type Answer = Result<Option<Node>, IqError>;
@@ -47,6 +47,8 @@ impl IqError {
 /// What follows an answer, once it is on the wire.
 enum Then {
     Nothing,
+    /// The answer is lost on the way.
+    Silence,
     Activate,
     Unlink(DeviceId),
 }
@@ -69,6 +71,9 @@ impl Service {
         }
         let Some(answer) = ({
             let (answer, then) = self.answer(device, iq, now);
+            if matches!(then, Then::Silence) {
+                return;
+            }
             respond(iq, answer).map(|node| (node, then))
         }) else {
             return self.anomaly(device, "iq without id", now);
@@ -76,7 +81,7 @@ impl Service {
         let (node, then) = answer;
         self.reply(device, &node, now);
         match then {
-            Then::Nothing => {}
+            Then::Nothing | Then::Silence => {}
             Then::Activate => self.activate(device, now),
             Then::Unlink(gone) => self.unlink_device(&gone, now),
         }
@@ -102,8 +107,11 @@ impl Service {
             "blocklist" => Ok(Some(Node::new("list"))),
             "privacy" => Ok(privacy(iq)),
             "disappearing_mode" | "status" if set => Ok(None),
-            "w:m" => Ok(Some(media_hosts())),
-            "w:sync:app:state" => app_state(iq),
+            "w:m" => Ok(Some(media_hosts(self.files.host.as_deref()))),
+            "w:sync:app:state" => match self.iq_settings(device, iq, now) {
+                Some(answer) => answer,
+                None => return (Ok(None), Then::Silence),
+            },
             "urn:xmpp:whatsapp:dirty" => Ok(None),
             "urn:xmpp:whatsapp:push" if set => Ok(None),
             "w:stats" => Ok(None),
@@ -171,45 +179,20 @@ fn privacy(iq: &Node) -> Option<Node> {
     )
 }
 
-/// One host that does not exist: media are no part of this service, but a client that asks must not hang.
-fn media_hosts() -> Node {
+/// Where files are. Without a host of our own, one that does not exist: a client that asks must not hang.
+fn media_hosts(host: Option<&str>) -> Node {
     Node::new("media_conn")
         .attr("auth", "sim")
         .attr("ttl", "3600")
         .attr("auth_ttl", "3600")
         .attr("max_buckets", "12")
-        .child(Node::new("host").attr("hostname", "media.invalid"))
-}
-
-/// Every collection that was asked for is answered, empty and at the version the client has (chapter 10.9). A patch is
-/// refused: a collection that forgot it would fork the account's state.
-fn app_state(iq: &Node) -> Answer {
-    let asked = iq.find("sync").ok_or(IqError::BAD_REQUEST)?;
-    let mut collections = Vec::new();
-    for collection in asked.find_all("collection") {
-        let Some(name) = collection.get("name") else {
-            return Err(IqError::BAD_REQUEST);
-        };
-        let version = collection
-            .get("version")
-            .cloned()
-            .unwrap_or_else(|| Value::from("0"));
-        let answer = Node::new("collection")
-            .attr("name", name.clone())
-            .attr("version", version);
-        collections.push(match collection.find("patch") {
-            None => answer,
-            Some(_) => answer
-                .attr("type", "error")
-                .child(IqError::NOT_IMPLEMENTED.node()),
-        });
-    }
-    Ok(Some(Node::new("sync").children(collections)))
+        .child(Node::new("host").attr("hostname", host.unwrap_or("media.invalid")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use baton_core::wire::node::Value;
 
     #[test]
     fn answers_come_from_whom_they_were_asked_as_a_jid() {
@@ -226,26 +209,6 @@ mod tests {
             );
         }
         assert!(respond(&Node::new("iq"), Ok(None)).is_none());
-    }
-
-    #[test]
-    fn every_collection_is_answered() {
-        let asked =
-            ["critical_block", "regular"].map(|name| Node::new("collection").attr("name", name));
-        let iq = Node::new("iq").child(Node::new("sync").children(asked));
-        let sync = app_state(&iq).expect("answered").expect("with a child");
-        let got: Vec<_> = sync
-            .nodes()
-            .iter()
-            .map(|c| (c.get_str("name"), c.get_str("version")))
-            .collect();
-        assert_eq!(
-            got,
-            [
-                (Some("critical_block"), Some("0")),
-                (Some("regular"), Some("0"))
-            ]
-        );
     }
 
     #[test]

@@ -18,6 +18,8 @@
 //! | `messages`, `receipts`, `queue` | who gets what, in which order, until when |
 //! | `iq`, `presence` | everything else that must be answered |
 //! | `phone` | device 0 of each account, played by the service, with real keys |
+//! | [`settings`], `syncd` | what devices of an account share, and the phone's check of it |
+//! | [`history`], `handover`, `files` | the past that a phone hands over, and where it is fetched |
 //! | [`books`], [`faults`] | evidence, and trouble to order |
 //!
 //! What it does is chapter 10 of the protocol notes; deviations are said where they are.
@@ -26,6 +28,9 @@ mod accounts;
 pub mod books;
 mod connection;
 pub mod faults;
+mod files;
+mod handover;
+pub mod history;
 mod iq;
 mod keys;
 mod login;
@@ -36,15 +41,20 @@ mod phone;
 mod presence;
 mod queue;
 mod receipts;
+pub mod settings;
+mod syncd;
 mod usync;
 
 pub use accounts::{BadPhoneNumber, DeviceId};
+pub(crate) use files::token;
+pub use files::{Broken, Download, NoFile, UPLOAD_BYTES};
 pub use pairing::{ScanError, Scanned};
 pub use persist::RestoreError;
 pub use phone::PhoneSendError;
 
 use accounts::Accounts;
 use baton_core::crypto::{KeyPair, PublicKey, Rng};
+use baton_core::jid::Jid;
 use baton_core::state::{Micros, UnixMillis};
 use baton_core::wire::node::Node;
 use baton_core::wire::noise;
@@ -101,6 +111,12 @@ pub struct Options {
     pub edge_routing: bool,
     /// How many companions an account may have.
     pub max_companions: usize,
+    /// Each so many patches a collection of settings is put into a snapshot; 0 is never.
+    pub snapshot_every: u64,
+    /// Patches in one answer.
+    pub patches_per_answer: usize,
+    /// A patch with more bytes of mutations than this goes into a file.
+    pub external_above: usize,
 }
 
 impl Default for Options {
@@ -112,6 +128,9 @@ impl Default for Options {
             bootstrap: true,
             edge_routing: false,
             max_companions: 50,
+            snapshot_every: 50,
+            patches_per_answer: 20,
+            external_above: 32 << 10,
         }
     }
 }
@@ -133,6 +152,7 @@ pub struct Service {
     timers: BTreeMap<(Micros, u64), Timer>,
     effects: VecDeque<Effect>,
     subscriptions: presence::Subscriptions,
+    files: files::Files,
     /// Message ids each device has used.
     recent: BTreeMap<DeviceId, Recent>,
     books: Books,
@@ -154,6 +174,8 @@ struct Certificate {
 enum Timer {
     Close(ConnId),
     Send(ConnId, Node),
+    /// The phone sends a companion keys for settings.
+    Keys(DeviceId, Option<Vec<Vec<u8>>>),
 }
 
 impl Service {
@@ -201,6 +223,7 @@ impl Service {
             timers: BTreeMap::new(),
             effects: VecDeque::new(),
             subscriptions: BTreeMap::new(),
+            files: files::Files::default(),
             recent: BTreeMap::new(),
             books: Books::default(),
             faults: Faults::default(),
@@ -246,6 +269,7 @@ impl Service {
             match entry.remove() {
                 Timer::Close(conn) => self.cut(conn, "closed after a last word", now),
                 Timer::Send(conn, node) => self.send(conn, &node, now),
+                Timer::Keys(device, wanted) => self.share_keys(&device, wanted.as_deref(), now),
             }
         }
         let silence = self.options.silence;
@@ -276,6 +300,16 @@ impl Service {
     /// The next thing to do, in order, until there is nothing.
     pub fn poll(&mut self) -> Option<Effect> {
         self.effects.pop_front()
+    }
+
+    /// The addresses of a device: by phone number and by LID.
+    #[must_use]
+    pub fn addresses(&self, device: &DeviceId) -> Vec<Jid> {
+        let forms = [accounts::Form::Pn, accounts::Form::Lid];
+        forms
+            .into_iter()
+            .filter_map(|form| self.accounts.jid(device, form))
+            .collect()
     }
 
     /// Everything that was seen and done.
@@ -333,6 +367,22 @@ impl Service {
                     .arm(device, Kind::FailLogin, count, reason.into());
             }
             Fault::IgnoreIq { device, count } => self.faults.arm(device, Kind::IgnoreIq, count, 0),
+            Fault::Settings {
+                device,
+                what,
+                count,
+            } => self.faults.arm(device, Kind::Settings(what), count, 0),
+            Fault::File {
+                device,
+                what,
+                count,
+            } => {
+                let owner = DeviceId::new(&device.phone, 0);
+                self.faults.arm(owner, Kind::File(what), count, 0);
+            }
+            Fault::RotateKey { device } => self.rotate_key(&device.phone, now),
+            Fault::ForgetKeys { device } => self.forget_keys(&device.phone),
+            Fault::DropPatches { device } => self.drop_patches(&device.phone),
             Fault::Close { device } => {
                 if let Some(conn) = self.live.get(&device).copied() {
                     self.faults.count("close");

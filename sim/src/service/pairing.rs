@@ -128,6 +128,11 @@ impl Service {
             |phone| phone.trim_start_matches('+').to_owned(),
         );
         self.revision += 1;
+        self.accounts
+            .get_or_create(&number, now.secs(), &mut self.rng)?;
+        if self.options.bootstrap {
+            self.first_settings(&number, now);
+        }
         let account = self
             .accounts
             .get_or_create(&number, now.secs(), &mut self.rng)?;

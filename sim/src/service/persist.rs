@@ -4,6 +4,7 @@ use super::accounts::{Account, Accounts, Device};
 use super::keys::{SignedPreKey, Vault};
 use super::phone::Phone;
 use super::queue::{Class, Entry, Queue};
+use super::settings::{Collections, Primary, SavedLog, SharedKey};
 use super::{Certificate, DeviceId, Options, Service};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -88,6 +89,20 @@ struct AccountState {
     watchers: Vec<String>,
     phone: PhoneState,
     devices: Vec<DeviceState>,
+    #[serde(default)]
+    keys: BTreeMap<u32, SharedKey>,
+    #[serde(default)]
+    settings: Vec<LogState>,
+}
+
+/// One collection: its patches, or only what is left of those that were forgotten.
+#[derive(Serialize, Deserialize)]
+struct LogState {
+    name: String,
+    version: u64,
+    records: Vec<Blob>,
+    mac: Option<(Blob, Option<Blob>)>,
+    patches: Vec<(DeviceId, Blob)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -170,6 +185,7 @@ impl Service {
             accounts.insert(account.account()?);
         }
         let mut service = Self::with(options, Rng::from_seed(seed), certificate, accounts);
+        service.reread_all_settings();
         service.counter = state.counter;
         for (device, ids) in state.recent {
             let recent = service.recent.entry(device).or_default();
@@ -197,6 +213,24 @@ impl AccountState {
                 .iter()
                 .map(|(number, device)| DeviceState::of(*number, device))
                 .collect(),
+            keys: account.primary.keys().clone(),
+            settings: account
+                .collections
+                .saved()
+                .map(|saved| LogState {
+                    name: saved.name.to_owned(),
+                    version: saved.version,
+                    records: saved.records.iter().map(Blob::new).collect(),
+                    mac: saved
+                        .mac
+                        .map(|(mac, id)| (Blob::new(mac), id.map(Blob::new))),
+                    patches: saved
+                        .patches
+                        .into_iter()
+                        .map(|(by, patch)| (by, Blob::new(patch)))
+                        .collect(),
+                })
+                .collect(),
         }
     }
 
@@ -206,7 +240,30 @@ impl AccountState {
         for device in self.devices {
             devices.insert(device.device, device.device_of()?);
         }
+        let mut primary = Primary::default();
+        primary.restore_keys(self.keys);
+        let mut collections = Collections::default();
+        for log in self.settings {
+            let blobs =
+                |blobs: Vec<Blob>| blobs.iter().map(Blob::bytes).collect::<Result<Vec<_>, _>>();
+            let mac = log.mac.map(|(mac, id)| {
+                Ok::<_, RestoreError>((mac.bytes()?, id.map(|id| id.bytes()).transpose()?))
+            });
+            let (by, patches): (Vec<_>, Vec<_>) = log.patches.into_iter().unzip();
+            let saved = SavedLog {
+                name: &log.name,
+                version: log.version,
+                records: blobs(log.records)?,
+                mac: mac.transpose()?,
+                patches: by.into_iter().zip(blobs(patches)?).collect(),
+            };
+            collections
+                .restore(saved)
+                .ok_or(RestoreError::Field("settings"))?;
+        }
         Ok(Account {
+            collections,
+            primary,
             pn: jid(&self.pn)?,
             lid: jid(&self.lid)?,
             raw_id: self.raw_id,

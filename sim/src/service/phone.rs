@@ -9,6 +9,7 @@
 
 use super::accounts::{DeviceId, Form};
 use super::books::PhoneText;
+use super::handover::Handover;
 use super::keys::{Bundle, SignedPreKey};
 use super::{Now, Service};
 use baton_core::crypto::{KeyPair, Rng, Signature};
@@ -55,6 +56,8 @@ pub(super) struct Phone {
     sent: VecDeque<Sent>,
     asked: BTreeMap<(DeviceId, String), u32>,
     answered: BTreeMap<(DeviceId, String), u32>,
+    /// What companions still get of the past, by their numbers.
+    pub(super) handovers: BTreeMap<u16, Handover>,
 }
 
 /// A message this phone can send again.
@@ -95,6 +98,7 @@ impl Phone {
             sent: VecDeque::new(),
             asked: BTreeMap::new(),
             answered: BTreeMap::new(),
+            handovers: BTreeMap::new(),
         }
     }
 
@@ -120,6 +124,7 @@ impl Phone {
     /// A companion is gone; so is what was shared with it.
     pub(super) fn forget(&mut self, device: &DeviceId) {
         self.sessions.remove(device);
+        self.handovers.remove(&device.device);
     }
 
     fn open(
@@ -255,36 +260,10 @@ impl Service {
             .accounts
             .device_mut(device)
             .is_some_and(|known| !std::mem::replace(&mut known.bootstrapped, true));
-        let Some(account) = self
-            .accounts
-            .get(&device.phone)
-            .filter(|_| first && self.options.bootstrap)
-        else {
+        if !first || !self.options.bootstrap {
             return;
-        };
-        use e2e::protocol_message::Type;
-        // One key for ever, derived from the account's own, so that every companion gets the same.
-        let secret = account.phone.identity.private.to_bytes();
-        let key =
-            baton_core::crypto::hkdf_sha256::<32>(&[], secret.as_slice(), b"sim app state key");
-        let key_share = e2e::AppStateSyncKeyShare {
-            keys: vec![e2e::AppStateSyncKey {
-                key_id: Some(e2e::AppStateSyncKeyId {
-                    key_id: Some(vec![0, 0, 0, 0, 0, 1]),
-                }),
-                key_data: Some(e2e::AppStateSyncKeyData {
-                    key_data: Some(key.to_vec()),
-                    fingerprint: Some(e2e::AppStateSyncKeyFingerprint {
-                        raw_id: Some(account.raw_id),
-                        current_index: Some(account.last_index),
-                        device_indexes: std::iter::once(0)
-                            .chain(account.devices.values().map(|d| d.key_index))
-                            .collect(),
-                    }),
-                    timestamp: Some(now.unix.0),
-                }),
-            }],
-        };
+        }
+        self.first_keys(device, now);
         let history = e2e::HistorySyncNotification {
             sync_type: Some(e2e::history_sync_notification::SyncType::InitialBootstrap.into()),
             chunk_order: Some(1),
@@ -292,33 +271,32 @@ impl Service {
             initial_hist_bootstrap_inline_payload: Some(EMPTY_HISTORY.to_vec()),
             ..Default::default()
         };
-        let share = e2e::ProtocolMessage {
-            r#type: Some(Type::AppStateSyncKeyShare.into()),
-            app_state_sync_key_share: Some(key_share),
-            ..Default::default()
-        };
         let history = e2e::ProtocolMessage {
-            r#type: Some(Type::HistorySyncNotification.into()),
+            r#type: Some(e2e::protocol_message::Type::HistorySyncNotification.into()),
             history_sync_notification: Some(history),
             ..Default::default()
         };
-        for content in [share, history] {
-            let message = e2e::Message {
-                protocol_message: Some(Box::new(content)),
-                ..Default::default()
-            };
-            self.phone_peer_message(device, message.encode_to_vec(), now);
-        }
+        self.phone_tells(device, history, now);
     }
 
-    fn phone_peer_message(&mut self, to: &DeviceId, message: Vec<u8>, now: Now) {
+    /// The phone tells a companion something, as a peer message. Returns its id.
+    pub(super) fn phone_tells(
+        &mut self,
+        device: &DeviceId,
+        content: e2e::ProtocolMessage,
+        now: Now,
+    ) -> Option<String> {
+        let message = e2e::Message {
+            protocol_message: Some(Box::new(content)),
+            ..Default::default()
+        };
+        self.phone_peer_message(device, message.encode_to_vec(), now)
+    }
+
+    fn phone_peer_message(&mut self, to: &DeviceId, message: Vec<u8>, now: Now) -> Option<String> {
         let phone = DeviceId::new(&to.phone, 0);
-        let Some(jid) = self.accounts.jid(to, Form::Lid) else {
-            return;
-        };
-        let Some(enc) = self.phone_seal(&phone, to, None, &message, None, now) else {
-            return;
-        };
+        let jid = self.accounts.jid(to, Form::Lid)?;
+        let enc = self.phone_seal(&phone, to, None, &message, None, now)?;
         let id = self.phone_message_id();
         self.phone_remembers(
             &phone,
@@ -331,11 +309,12 @@ impl Service {
         );
         let node = Node::new("message")
             .attr("to", jid)
-            .attr("id", id)
+            .attr("id", id.as_str())
             .attr("type", "text")
             .attr("category", "peer")
             .child(enc);
         self.on_message(&phone, &node, now);
+        Some(id)
     }
 
     /// A stanza has reached a phone.
@@ -425,6 +404,23 @@ impl Service {
                 .message
                 .and_then(|inner| e2e::Message::decode(&*inner).ok())
                 .unwrap_or_default();
+        }
+        let request = message.protocol_message.as_ref();
+        if let Some(request) = request.and_then(|m| m.app_state_sync_key_request.as_ref())
+            && from.phone == phone.phone
+        {
+            let ids = request.key_ids.iter().filter_map(|id| id.key_id.clone());
+            self.share_keys(from, Some(&ids.collect::<Vec<_>>()), now);
+        }
+        let operation = request
+            .and_then(|m| m.peer_data_operation_request_message.as_deref())
+            .and_then(|bytes| e2e::PeerDataOperationRequestMessage::decode(bytes).ok())
+            .filter(|operation| {
+                operation.r#type == Some(super::settings::RECOVERY) && from.phone == phone.phone
+            });
+        let wanted = operation.and_then(|o| o.syncd_collection_fatal_recovery_request);
+        if let Some(name) = wanted.and_then(|wanted| wanted.collection_name) {
+            self.tell_collection(from, id, &name, now);
         }
         let text = message.conversation.or_else(|| {
             message

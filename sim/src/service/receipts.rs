@@ -6,6 +6,7 @@
 //! | `read`, `played` | those, and the reader's other devices |
 //! | `read-self`, `played-self` | the reader's other devices |
 //! | `retry` | the one device that sent the message, from the asking *device*, children untouched |
+//! | `server-error` | the phone, which uploads the file again |
 //! | `sender`, `peer_msg`, `hist_sync`, … | nobody: they only end the queued copy |
 
 use super::accounts::{DeviceId, Form};
@@ -59,6 +60,13 @@ impl Service {
                 .push((now.into(), kind.unwrap_or("delivered").to_owned()));
             log.retries += u32::from(retry);
             author.get_or_insert(sender);
+        }
+        if kind == Some("server-error") {
+            self.history_is_missing(from, &first, node, now);
+        }
+        if kind == Some("hist_sync") {
+            ids.iter()
+                .for_each(|id| self.history_received(from, id, now));
         }
 
         let ack = Node::new("ack")

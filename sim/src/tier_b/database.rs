@@ -2,6 +2,7 @@
 
 use super::{
     backend::{Backend, StoreClock},
+    bugs::{Bug, IGNORED, Memory},
     clock,
     judge::Ledger,
     net::{Network, SimStream},
@@ -10,10 +11,7 @@ use super::{
 };
 use baton_core::{
     crypto::Rng,
-    state::{
-        AccountId, Batch, Claim, Epoch, Incarnation, Key, Lease, Outcome, Record, Row, Seq,
-        Store as _, StoreError, Table,
-    },
+    state::{AccountId, Batch, Claim, Incarnation, Key, Outcome, Row, Store as _, StoreError},
 };
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use std::{
@@ -23,36 +21,6 @@ use std::{
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use turmoil::net::TcpListener;
-
-/// An old mistake, put back into the database host or the way to it, to see which judge finds it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Bug {
-    /// Batches with a send in them are answered before they are written, as if the gate were open: what they allow is
-    /// on the wire before it is durable.
-    SentBeforeCommit,
-    /// The same for batches with an event in them: acknowledged before it is kept.
-    AckBeforeKeep,
-    /// Whoever sends a batch may write it: epoch, holder and number are not looked at.
-    NoFence,
-    /// A new owner is given the sessions as they were one write ago.
-    StaleSession,
-    /// Nobody's lease ends before its time: releasing and leaving are ignored.
-    IgnoredRelease,
-    /// A claim takes an account away from a live host.
-    GreedyClaim,
-}
-
-impl Bug {
-    /// All of them.
-    pub const ALL: [Self; 6] = [
-        Self::SentBeforeCommit,
-        Self::AckBeforeKeep,
-        Self::NoFence,
-        Self::StaleSession,
-        Self::IgnoredRelease,
-        Self::GreedyClaim,
-    ];
-}
 
 /// The database. It outlives the process on its host, as a disk does.
 #[derive(Clone, Debug)]
@@ -75,11 +43,7 @@ struct Shared {
     /// Faults to come: calls that are carried out and not answered, and calls that are lost before.
     lose_answers: u32,
     drop_requests: u32,
-    /// For bugs: the rights given last, and rows as they were one write before.
-    given: BTreeMap<AccountId, Lease>,
-    before: BTreeMap<(AccountId, Key), (Option<Record>, Option<Record>)>,
-    served: BTreeMap<(AccountId, Key), Epoch>,
-    early: Vec<(u64, Vec<Batch>)>,
+    memory: Memory,
     effects: BTreeMap<&'static str, u64>,
 }
 
@@ -99,10 +63,7 @@ impl Database {
             bug,
             lose_answers: 0,
             drop_requests: 0,
-            given: BTreeMap::new(),
-            before: BTreeMap::new(),
-            served: BTreeMap::new(),
-            early: Vec::new(),
+            memory: Memory::default(),
             effects: BTreeMap::new(),
         };
         Self {
@@ -211,13 +172,17 @@ impl Database {
             words,
             ask,
         } = request;
-        self.clock.set(clock::now());
         let bug = self.shared().bug;
+        if bug != Some(Bug::StoppedClock) {
+            self.clock.set(clock::now());
+        }
         let answer = match ask {
             Ask::Commit(batches) => Answer::of(self.commit(batches, bug)),
             Ask::Load(account, keys) => Answer::of(self.load(&account, keys, bug)),
             Ask::Claim(who, accounts) => {
-                let mut answer = Backend::run(self.backend.claim(who, accounts.clone()));
+                let asked = accounts.clone();
+                let claim = |store: Backend| async move { store.claim(who, asked).await };
+                let mut answer = self.backend.run(claim);
                 if bug == Some(Bug::GreedyClaim) {
                     self.be_greedy(who, &accounts, &mut answer);
                 }
@@ -225,13 +190,27 @@ impl Database {
                 Answer::of(answer)
             }
             Ask::Release(..) | Ask::Leave(_) if bug == Some(Bug::IgnoredRelease) => {
-                Answer::of(Ok::<(), StoreError>(()))
+                Answer::of(IGNORED)
             }
             Ask::Release(who, accounts) => {
-                Answer::of(Backend::run(self.backend.release(who, accounts)))
+                for (account, epoch) in &accounts {
+                    self.shared().ledger.released(account, *epoch);
+                }
+                let release = |store: Backend| async move { store.release(who, accounts).await };
+                Answer::of(self.backend.run(release))
             }
-            Ask::Leave(who) => Answer::of(Backend::run(self.backend.leave(who))),
-            Ask::Other(job) => Backend::run(job(self.backend.clone())),
+            Ask::Leave(who) => {
+                let leave = |store: Backend| async move { store.leave(who).await };
+                Answer::of(self.backend.run(leave))
+            }
+            Ask::Other(_)
+                if bug == Some(Bug::ForgottenRequest)
+                    && name == "enqueue"
+                    && self.shared().memory.forgets_request() =>
+            {
+                Answer::of(Ok(true))
+            }
+            Ask::Other(job) => self.backend.run(job),
         };
         self.trace.note(
             clock::now(),
@@ -242,51 +221,33 @@ impl Database {
     }
 
     fn commit(&self, batches: Vec<Batch>, bug: Option<Bug>) -> Result<Vec<Outcome>, StoreError> {
-        let holds = |table| {
-            batches
-                .iter()
-                .any(|batch| batch.rows.keys().any(|key| key.table() == table))
-        };
-        let early = match bug {
-            Some(Bug::SentBeforeCommit) => holds(Table::Outbox),
-            Some(Bug::AckBeforeKeep) => holds(Table::Seen),
-            _ => false,
-        };
-        if early {
+        if bug.is_some_and(|bug| bug.answers_early(&batches)) {
             let outcomes = vec![Outcome::Committed; batches.len()];
             // So late that a crash can come in between.
-            self.shared().early.push((clock::now() + 40_000, batches));
+            let due = clock::now() + 40_000;
+            self.shared().memory.early.push((due, batches));
             return Ok(outcomes);
         }
         self.write_early(u64::MAX);
         self.write(batches, bug)
     }
 
-    fn write(&self, mut batches: Vec<Batch>, bug: Option<Bug>) -> Result<Vec<Outcome>, StoreError> {
-        let asked = batches.clone();
-        if bug == Some(Bug::NoFence) {
+    fn write(&self, asked: Vec<Batch>, bug: Option<Bug>) -> Result<Vec<Outcome>, StoreError> {
+        let mut batches = asked.clone();
+        if let Some(bug) = bug {
             let shared = self.shared();
-            for batch in &mut batches {
-                if let Some(lease) = shared.given.get(&batch.account) {
-                    batch.term = lease.term;
-                    batch.seq = shared
-                        .ledger
-                        .applied(&batch.account)
-                        .unwrap_or(lease.applied);
-                    batch.seq = Seq(batch.seq.0 + 1);
-                }
+            bug.thin_out(&mut batches);
+            if bug == Bug::NoFence {
+                shared.memory.forge(&mut batches, &shared.ledger);
             }
         }
-        let outcomes = Backend::run(self.backend.commit(batches.clone()))?;
+        let outcomes = self
+            .backend
+            .run(|store| async move { store.commit(batches).await })?;
         let mut shared = self.shared();
         for (batch, outcome) in asked.iter().zip(&outcomes) {
-            if bug == Some(Bug::StaleSession) && *outcome == Outcome::Committed {
-                for (key, record) in &batch.rows {
-                    let place = (batch.account.clone(), key.clone());
-                    let history = shared.before.entry(place).or_default();
-                    history.0 = history.1.take();
-                    history.1 = record.clone();
-                }
+            if let Some(bug) = bug {
+                shared.memory.written(bug, batch, outcome);
             }
             shared.ledger.commit(clock::now(), batch, outcome);
         }
@@ -295,7 +256,7 @@ impl Database {
 
     /// For the bugs that answer before they write.
     async fn late_writes(&self) {
-        let due = self.shared().early.first().map(|(at, _)| *at);
+        let due = self.shared().memory.early.first().map(|(at, _)| *at);
         match due {
             Some(at) => {
                 let pause = at.saturating_sub(clock::now());
@@ -310,8 +271,8 @@ impl Database {
         loop {
             let next = {
                 let mut shared = self.shared();
-                match shared.early.first() {
-                    Some((at, _)) if *at <= until => shared.early.remove(0).1,
+                match shared.memory.early.first() {
+                    Some((at, _)) if *at <= until => shared.memory.early.remove(0).1,
                     _ => return,
                 }
             };
@@ -326,23 +287,12 @@ impl Database {
         keys: Vec<Key>,
         bug: Option<Bug>,
     ) -> Result<Vec<Row>, StoreError> {
-        let mut rows = Backend::run(self.backend.load(account, keys.clone()))?;
-        if bug == Some(Bug::StaleSession) {
-            let mut shared = self.shared();
-            let Some(epoch) = shared.given.get(account).map(|lease| lease.term.epoch) else {
-                return Ok(rows);
-            };
-            for (key, row) in keys.into_iter().zip(&mut rows) {
-                let is_session = matches!(key, Key::Session(_));
-                let place = (account.clone(), key);
-                let served = shared.served.insert(place.clone(), epoch);
-                if is_session
-                    && served.is_some_and(|before| before < epoch)
-                    && let Some((Some(old), _)) = shared.before.get(&place)
-                {
-                    *row = Row::Present(old.clone());
-                }
-            }
+        let (whose, wanted) = (account.clone(), keys.clone());
+        let mut rows = self
+            .backend
+            .run(|store| async move { store.load(&whose, wanted).await })?;
+        if let Some(bug) = bug {
+            self.shared().memory.age(bug, account, keys, &mut rows);
         }
         Ok(rows)
     }
@@ -355,31 +305,35 @@ impl Database {
     ) {
         let Ok(claims) = answer else { return };
         for (account, claim) in accounts.iter().zip(claims) {
-            if let Claim::Held { by } = claim {
-                let epoch = self
-                    .shared()
-                    .given
-                    .get(account)
-                    .map(|lease| lease.term.epoch);
-                let Some(epoch) = epoch else { continue };
-                let mine = vec![(account.clone(), epoch)];
-                if Backend::run(self.backend.release(*by, mine)).is_ok()
-                    && let Ok(again) = Backend::run(self.backend.claim(who, vec![account.clone()]))
-                    && let Some(first) = again.into_iter().next()
-                {
-                    *claim = first;
-                }
+            let victim = self.shared().memory.victim(account, claim);
+            let Some((by, epoch)) = victim else { continue };
+            let account = account.clone();
+            let again = self.backend.run(|store| async move {
+                store.release(by, vec![(account.clone(), epoch)]).await?;
+                store.claim(who, vec![account]).await
+            });
+            if let Some(first) = again.ok().and_then(|claims| claims.into_iter().next()) {
+                *claim = first;
             }
         }
     }
 
     fn claimed(&self, accounts: &[AccountId], answer: &Result<Vec<Claim>, StoreError>) {
         let Ok(claims) = answer else { return };
+        if !(claims.iter()).any(|claim| matches!(claim, Claim::Granted(_))) {
+            return;
+        }
+        let hosts = self.backend.run(|store| async move { store.hosts().await });
+        let hosts = hosts.unwrap_or_default();
         let mut shared = self.shared();
         for (account, claim) in accounts.iter().zip(claims) {
             if let Claim::Granted(lease) = claim {
-                shared.given.insert(account.clone(), *lease);
-                shared.ledger.granted(clock::now(), account, lease);
+                shared.memory.granted(account, lease);
+                let is_live = |who| {
+                    let mut hosts = hosts.iter();
+                    hosts.any(|host| host.who == who && host.state.is_live())
+                };
+                shared.ledger.granted(clock::now(), account, lease, is_live);
             }
         }
     }

@@ -2,9 +2,9 @@
 //!
 //! Each complaint begins with the name of the rule it breaks.
 
-use super::{Ask, Books, gateway::ECHO};
+use super::{Ask, Books, consumer::ECHO};
 use crate::{
-    service::{DeviceId, books as service},
+    service::{DeviceId, Service, books as service},
     world::{Evidence, Losses, Verdict, Witness, weigh},
 };
 use baton_core::{
@@ -32,14 +32,32 @@ struct History {
     applied: Option<Seq>,
     /// Who was given the account: when, under which epoch.
     grants: Vec<(u64, Epoch, Incarnation)>,
+    /// The epoch that was given up last.
+    released: Option<Epoch>,
     outbox: BTreeMap<MessageId, u64>,
     seen: BTreeMap<[u8; 32], u64>,
     inbox: BTreeMap<EventSeq, u64>,
 }
 
 impl Ledger {
-    pub(crate) fn granted(&mut self, now: u64, account: &AccountId, lease: &Lease) {
+    /// A claim was granted. `is_live` tells who is a live host at this moment.
+    pub(crate) fn granted(
+        &mut self,
+        now: u64,
+        account: &AccountId,
+        lease: &Lease,
+        is_live: impl Fn(Incarnation) -> bool,
+    ) {
         let history = self.accounts.entry(account.clone()).or_default();
+        if let Some((_, epoch, holder)) = history.grants.last()
+            && *holder != lease.term.holder
+            && history.released != Some(*epoch)
+            && is_live(*holder)
+        {
+            self.broken.push(format!(
+                "one-connection: {account} was taken from a live host that had not given it up"
+            ));
+        }
         if let Some((_, epoch, _)) = history.grants.last()
             && *epoch >= lease.term.epoch
         {
@@ -51,6 +69,11 @@ impl Ledger {
         history
             .grants
             .push((now, lease.term.epoch, lease.term.holder));
+    }
+
+    pub(crate) fn released(&mut self, account: &AccountId, epoch: Epoch) {
+        let history = self.accounts.entry(account.clone()).or_default();
+        history.released = Some(epoch);
     }
 
     pub(crate) fn commit(&mut self, now: u64, batch: &Batch, outcome: &Outcome) {
@@ -128,7 +151,8 @@ impl Ledger {
 }
 
 /// The verdict on a world that has come to rest.
-pub(crate) fn judge(books: &Books, ledger: &Ledger, service: &service::Books) -> Verdict {
+pub(crate) fn judge(books: &Books, ledger: &Ledger, directory: &Service) -> Verdict {
+    let service = directory.books();
     let accounts = books.accounts.len();
     // What a database lost here is judged below, by what was acknowledged: nothing is forgiven beforehand.
     let nothing_lost = Losses::default();
@@ -152,7 +176,7 @@ pub(crate) fn judge(books: &Books, ledger: &Ledger, service: &service::Books) ->
     complaints.extend(books.complaints.iter().cloned());
     complaints.extend(ledger.broken.iter().cloned());
     durable_before_visible(books, ledger, service, complaints);
-    ack_after_keep(books, ledger, service, complaints);
+    ack_after_keep(books, ledger, directory, complaints);
     at_phones(books, service, complaints);
     answers(books, complaints);
     complaints.truncate(50);
@@ -197,32 +221,13 @@ fn durable_before_visible(
     }
 }
 
-/// The service is told that a message was taken over only after mark and event are durable.
-fn ack_after_keep(
-    books: &Books,
-    ledger: &Ledger,
-    service: &service::Books,
-    complaints: &mut Vec<String>,
-) {
+/// The service is told that a message was taken over only after its mark is durable, and with it what came of it.
+fn ack_after_keep(books: &Books, ledger: &Ledger, service: &Service, complaints: &mut Vec<String>) {
     for book in &books.accounts {
         let Some(history) = ledger.accounts.get(&book.id) else {
             continue;
         };
-        // When each message's mark was durable, by message id.
-        let mut kept: BTreeMap<&str, u64> = BTreeMap::new();
-        for event in book.events.values() {
-            if let Event::Message(message) = event {
-                let marks = [Some(&message.sender), message.sender_alt.as_ref()];
-                let times = marks
-                    .into_iter()
-                    .flatten()
-                    .filter_map(|sender| history.seen.get(&mark(sender, &message.id)).copied());
-                if let Some(at) = times.min() {
-                    kept.insert(&message.id, at);
-                }
-            }
-        }
-        for (key, log) in service.messages() {
+        for (key, log) in service.books().messages() {
             for (device, recipient) in &log.recipients {
                 if device.phone != book.phone.as_str() || device.is_phone() {
                     continue;
@@ -237,7 +242,9 @@ fn ack_after_keep(
                 let first = told.map(|(at, _)| at.micros);
                 let first = first.chain(acked.map(|(at, _)| at.micros)).min();
                 let Some(first) = first else { continue };
-                if kept.get(key.id.as_str()).is_none_or(|kept| *kept > first) {
+                let marks = service.addresses(&key.sender).into_iter();
+                let kept = marks.filter_map(|sender| history.seen.get(&mark(&sender, &key.id)));
+                if kept.min().is_none_or(|kept| *kept > first) {
                     complaints.push(format!(
                         "ack-after-keep: {} was acknowledged by {device} before it was kept",
                         key.id

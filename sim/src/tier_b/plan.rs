@@ -186,8 +186,8 @@ impl Plan {
 
 fn trouble(rng: &mut Rng, setup: &Setup, kind: u64) -> Trouble {
     let host = super::host_name(index(rng, setup.hosts));
-    let far = || super::SERVICE.0.to_owned();
-    let db = || super::DATABASE.0.to_owned();
+    let far = || super::service::SERVICE.0.to_owned();
+    let db = || super::remote::DATABASE.0.to_owned();
     let device = DeviceId::new(&format!("1555000{:04}", index(rng, setup.accounts)), 1);
     let long = 500 + rng.below(9_000);
     let count = 1 + u32::try_from(rng.below(4)).unwrap_or(0);

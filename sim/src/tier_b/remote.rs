@@ -287,10 +287,13 @@ impl Store for RemoteStore {
         join(who: Incarnation, info: HostInfo, ttl: Micros) -> u16;
         beat(who: Incarnation, beat: Beat) -> Beaten;
         hosts() -> Vec<HostView>;
+        drain(who: Incarnation, drain: bool) -> bool;
         declare_dead(by: Incarnation, dead: Incarnation) -> bool;
         hand_over(who: Incarnation, account: &AccountId => clone, epoch: Epoch, to: Incarnation) -> HandOver;
         held(who: Incarnation) -> Vec<(AccountId, Lease)>;
         orphans(after: Option<AccountId>, limit: u32) -> Vec<Orphan>;
+        misplaced(who: Incarnation) -> Vec<(AccountId, Placement)>;
+        mail(who: Incarnation) -> Vec<AccountId>;
         place(account: &AccountId => clone, placement: Placement) -> ();
         retire(who: Incarnation, account: &AccountId => clone, epoch: Epoch) -> bool;
         history() -> Seal;

@@ -1,6 +1,6 @@
 //! Runs a plan to its end and says what came of it.
 
-use super::{Kind, Plan, SERVICE, Trace, Trouble, World};
+use super::{Kind, Plan, Trace, Trouble, World, service::SERVICE};
 use crate::world::Verdict;
 use std::{collections::BTreeMap, fmt};
 

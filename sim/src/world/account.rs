@@ -1,12 +1,16 @@
 //! One account of a world: what a gateway process is in production, and the consumer of its events.
 
-use super::{Happening, World};
-use crate::service::ConnId;
+use super::{
+    Happening, World,
+    fetch::Piece,
+    settings::{Asked, Place},
+};
+use crate::service::{ConnId, settings::Change};
 use baton_core::{
     engine::{Engine, Grant, Input, LoadId, Output, StopReason},
     flow::{
-        Command, CommandId, Config, Connection, Event, Limits, Notice, Profile, SendRequest,
-        ServiceConfig, Timing, mailbox_request,
+        Command, CommandError, CommandId, Config, Connection, Event, FetchId, Limits, Notice,
+        Profile, Reply, SendRequest, ServiceConfig, Timing, mailbox_request,
     },
     state::{
         AccountId, Batch, Beat, Beaten, Claim, Epoch, EventSeq, HostInfo, Incarnation, Key, Micros,
@@ -53,6 +57,7 @@ pub(crate) enum ToEngine {
     On(ConnId, Box<ToEngine>),
     Loaded(LoadId, Vec<Key>),
     Scanned(LoadId, Scan),
+    Fetched(FetchId, Piece),
     Committed {
         epoch: Epoch,
         upto: Seq,
@@ -94,6 +99,18 @@ pub struct Account {
     pub stops: Vec<StopReason>,
     /// Everything that any engine said was out of order in protocol or store.
     pub notices: Vec<String>,
+    /// The number of the device that it is.
+    pub device: u16,
+    /// What somebody is about to ask its engine to change.
+    pub(crate) about_to_ask: Option<Vec<Change>>,
+    /// What was asked so far.
+    pub(crate) asked_changes: Vec<Asked>,
+    /// Answers to other commands.
+    pub replies: Vec<(CommandId, Result<Reply, CommandError>)>,
+    /// Where the store has its collections.
+    pub(crate) places: BTreeMap<&'static str, Place>,
+    /// What engines said about how settings and history are getting on.
+    pub progress: Vec<String>,
     acknowledged: EventSeq,
     last_shown: Option<EventSeq>,
     /// Inputs of the present life, for the replay.
@@ -114,6 +131,7 @@ pub(crate) enum Recorded {
     Closed,
     Loaded(LoadId, Vec<Row>),
     Scanned(LoadId, Vec<(Key, Row)>),
+    Fetched(FetchId, Piece),
     Committed { epoch: Epoch, upto: Seq },
     Fenced(Epoch),
     Unsealed(Seal),
@@ -134,6 +152,10 @@ impl Recorded {
             Self::Closed => Input::Closed,
             Self::Loaded(id, rows) => Input::Loaded(id, rows),
             Self::Scanned(id, rows) => Input::Scanned(id, rows),
+            Self::Fetched(..) => match self {
+                Self::Fetched(id, piece) => Input::Fetched(*id, piece.fetched()),
+                _ => Input::Tick,
+            },
             Self::Committed { epoch, upto } => Input::Committed { epoch, upto },
             Self::Fenced(by) => Input::Fenced { by },
             Self::Unsealed(history) => Input::Unsealed { history },
@@ -163,6 +185,12 @@ impl Account {
             complaints: Vec::new(),
             stops: Vec::new(),
             notices: Vec::new(),
+            device: 1,
+            about_to_ask: None,
+            asked_changes: Vec::new(),
+            replies: Vec::new(),
+            places: BTreeMap::new(),
+            progress: Vec::new(),
             acknowledged: EventSeq(0),
             last_shown: None,
             recording: Vec::new(),
@@ -241,6 +269,7 @@ const fn beat() -> Beat {
     Beat {
         draining: false,
         accounts: 1,
+        live: 0,
         ttl: LEASE,
     }
 }
@@ -426,6 +455,7 @@ impl World {
             }
             other => other,
         };
+        let now = self.now();
         let recorded = match input {
             ToEngine::Tick => Recorded::Tick,
             ToEngine::Opened(conn) => {
@@ -450,6 +480,7 @@ impl World {
                     Err(error) => Recorded::Refused(error.to_string()),
                 }
             }
+            ToEngine::Fetched(id, piece) => Recorded::Fetched(id, piece),
             ToEngine::Committed { epoch, upto } => {
                 self.accounts[account].committing = false;
                 Recorded::Committed { epoch, upto }
@@ -472,11 +503,19 @@ impl World {
                 }
                 let this = &mut self.accounts[account];
                 this.commands += 1;
+                if let Some(changes) = this.about_to_ask.take() {
+                    this.asked_changes.push(Asked {
+                        life,
+                        id: CommandId(this.commands),
+                        at: now.unix.0,
+                        changes,
+                        result: None,
+                    });
+                }
                 Recorded::Command(CommandId(this.commands), command)
             }
             ToEngine::On(..) => return,
         };
-        let now = self.now();
         let this = &mut self.accounts[account];
         if let Some(engine) = &mut this.engine {
             engine.handle(recorded.input(), now);
@@ -556,9 +595,20 @@ impl World {
                         self.send_to_service(conn, Bytes::copy_from_slice(&wire));
                     }
                 }
+                Output::Fetch(id, request) => self.fetch(account, life, id, Some(request.path)),
+                Output::FetchMore(id) => self.fetch(account, life, id, None),
+                Output::StopFetch(id) => {
+                    self.downloads.remove(&(account, id));
+                }
                 Output::Event(seq, event) => self.show(account, seq, event),
                 Output::Notice(notice) => self.notice(account, notice),
-                Output::Reply(..) => {}
+                Output::Reply(id, result) => {
+                    let mut asked = this.asked_changes.iter_mut();
+                    match asked.find(|asked| asked.life == life && asked.id == id) {
+                        Some(asked) => asked.result = Some(result),
+                        None => this.replies.push((id, result)),
+                    }
+                }
                 Output::Idle { wake, .. } => {
                     this.wake = wake;
                     let bytes = engine.cached_bytes();
@@ -700,14 +750,20 @@ impl World {
             Notice::Qr { text, .. } => {
                 let phone = self.accounts[account].phone.clone();
                 let now = self.service_now();
-                if let Err(error) = self.service.scan(&text, Some(&phone), now) {
-                    self.accounts[account]
-                        .complaints
-                        .push(format!("scan: {error}"));
+                match self.service.scan(&text, Some(&phone), now) {
+                    Ok(scanned) => self.accounts[account].device = scanned.jid.device(),
+                    Err(error) => {
+                        self.accounts[account]
+                            .complaints
+                            .push(format!("scan: {error}"));
+                    }
                 }
             }
             Notice::Connection(state) => {
                 self.accounts[account].online = state == Connection::Online
+            }
+            Notice::Sync(..) | Notice::History { .. } => {
+                self.accounts[account].progress.push(format!("{notice:?}"));
             }
             other => self.accounts[account].notices.push(format!("{other:?}")),
         }

@@ -23,6 +23,10 @@ pub struct Verdict {
     pub reordered: usize,
     /// Message keys that encrypted two different things, pre-key ids bound to two keys.
     pub violations: usize,
+    /// Settings that were changed, by whomever.
+    pub settings: usize,
+    /// Messages of the past that were shown.
+    pub history: usize,
     /// What else is wrong, in words.
     pub complaints: Vec<String>,
 }
@@ -62,7 +66,7 @@ pub(crate) struct Witness<'a> {
 /// Compares the books. Call it when the world has come to rest.
 #[must_use]
 pub fn judge(world: &World) -> Verdict {
-    weigh(&Evidence {
+    let mut verdict = weigh(&Evidence {
         accounts: (world.accounts.iter())
             .map(|account| Witness {
                 phone: &account.phone,
@@ -75,7 +79,9 @@ pub fn judge(world: &World) -> Verdict {
             .collect(),
         books: world.service.books(),
         ledger: &world.ledger,
-    })
+    });
+    super::settings::judge(world, &mut verdict);
+    verdict
 }
 
 /// The part of judging that does not depend on how a world works.

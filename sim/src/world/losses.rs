@@ -109,6 +109,10 @@ impl World {
             return;
         };
         go_back(&self.store, copy);
+        // What the database says of settings is older than it was.
+        for account in &mut self.accounts {
+            account.places.clear();
+        }
         ledger.lost.extend(ledger.facts.drain(len..));
         ledger.losses += 1;
         ledger.sealed.clear();
@@ -121,6 +125,7 @@ impl World {
 
     /// A batch has become durable.
     pub(super) fn enter(&mut self, account: usize, batch: &Batch) {
+        self.watch_settings(account, batch);
         for (key, row) in &batch.rows {
             match (key, row) {
                 (Key::Inbox(seq), Some(row)) => {

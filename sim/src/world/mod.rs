@@ -9,20 +9,25 @@
 
 mod account;
 pub mod chaos;
+mod fetch;
 mod judge;
 mod losses;
+mod settings;
 
 pub use account::Account;
+#[cfg(feature = "tier-b")]
 pub(crate) use judge::{Evidence, Witness, weigh};
 pub use judge::{Verdict, judge};
+#[cfg(feature = "tier-b")]
 pub(crate) use losses::Ledger as Losses;
+pub use settings::action_of;
 
-use crate::service::{self, ConnId, Service};
+use crate::service::{self, ConnId, DeviceId, Service, history::History, settings::Change};
 use account::ToEngine;
 use baton_core::{
     crypto::{Rng, sha256},
     engine::Now,
-    flow::{Command, Content, SendRequest, message_id},
+    flow::{Command, Content, FetchId, SendRequest, message_id},
     jid::Jid,
     state::{AccountId, Batch, BusinessId, Micros, UnixMillis, memory::MemoryStore},
 };
@@ -50,6 +55,8 @@ pub struct Options {
     pub network: (u64, u64),
     /// Duration of a commit or load, least and most, in microseconds.
     pub store: (u64, u64),
+    /// How the service behaves. Small pages and few patches to a snapshot, so that every run has all there is.
+    pub service: service::Options,
     /// Changes the engines' configuration.
     pub configure: fn(&mut baton_core::flow::Config),
 }
@@ -61,6 +68,12 @@ impl Default for Options {
             accounts: 2,
             network: (500, 40_000),
             store: (100, 5_000),
+            service: service::Options {
+                snapshot_every: 6,
+                patches_per_answer: 3,
+                external_above: 700,
+                ..service::Options::default()
+            },
             configure: |_| {},
         }
     }
@@ -77,6 +90,13 @@ pub(crate) enum Happening {
     },
     /// Bytes for the service.
     Service { conn: ConnId, bytes: Bytes },
+    /// A request for a file, or for the next piece of it, reaches the media host.
+    Fetch {
+        account: usize,
+        life: u64,
+        id: FetchId,
+        path: Option<String>,
+    },
     /// A connection that the client closed.
     Hangup { conn: ConnId },
     /// A commit reaches the store. It does even if whoever sent it is gone by then.
@@ -111,6 +131,20 @@ pub enum Step {
     Cut { account: usize },
     /// The service is told to misbehave.
     Fault(service::faults::Fault),
+    /// The owner of the phone changes settings.
+    Phone {
+        account: usize,
+        changes: Vec<Change>,
+    },
+    /// Somebody changes settings through the engine.
+    Change {
+        account: usize,
+        changes: Vec<Change>,
+    },
+    /// The phone hands a part of its past over.
+    History { account: usize, history: History },
+    /// The phone announces the last part again.
+    HistoryAgain { account: usize },
     /// Somebody wants the account to be linked.
     Link { account: usize },
     /// The service behaves again.
@@ -140,6 +174,7 @@ pub struct World {
     next_conn: u64,
     /// Which account a connection belongs to, and to which life of it.
     conns: BTreeMap<ConnId, (usize, u64)>,
+    pub(crate) downloads: BTreeMap<(usize, FetchId), service::Download>,
     /// When the last bytes of a direction of a connection arrive: nothing overtakes them.
     arrivals: BTreeMap<(ConnId, bool), Micros>,
     /// What was asked to be sent: (from, id) → (to, text), in the order of asking per pair.
@@ -172,7 +207,7 @@ impl World {
             mono: Micros(0),
             unix: UnixMillis(BEGINNING),
         };
-        let service = Service::new(service::Options::default(), rng.bytes(), now);
+        let service = Service::new(options.service, rng.bytes(), now);
         let mut world = Self {
             ids: rng.fork("ids"),
             rng,
@@ -186,6 +221,7 @@ impl World {
             order: 0,
             next_conn: 1,
             conns: BTreeMap::new(),
+            downloads: BTreeMap::new(),
             arrivals: BTreeMap::new(),
             asked: Vec::new(),
             ledger: losses::Ledger::new(),
@@ -376,6 +412,12 @@ impl World {
                 self.note(&[b"service", &bytes]);
                 self.service.receive(conn, &bytes, self.service_now());
             }
+            Happening::Fetch {
+                account,
+                life,
+                id,
+                path,
+            } => self.serve_file(account, life, id, path),
             Happening::Hangup { conn } => self.service.disconnect(conn, self.service_now()),
             Happening::Store {
                 account,
@@ -442,12 +484,73 @@ impl World {
             Step::Cut { account } => self.cut(account),
             Step::Fault(fault) => self.service.fault(fault, self.service_now()),
             Step::Link { account } => self.command(account, Command::Link),
-            Step::Heal => self.service.heal(),
+            Step::Heal => self.heal(),
+            Step::Phone { account, changes } => self.phone_changes(account, &changes),
+            Step::Change { account, changes } => self.change(account, changes),
+            Step::History { account, history } => {
+                let device = self.companion(account);
+                self.service
+                    .phone_history(&device, &history, self.service_now());
+            }
+            Step::HistoryAgain { account } => {
+                let device = self.companion(account);
+                self.service.repeat_history(&device, self.service_now());
+            }
             Step::Slow { account, by } => self.accounts[account].slow = by,
             Step::Copy => self.copy(),
             Step::FailOver => self.fail_over(),
             Step::Restore => self.restore(),
         }
+    }
+
+    /// The service behaves again, and the phones tell their companions all keys, as phones do now and then.
+    fn heal(&mut self) {
+        self.service.heal();
+        for account in 0..self.accounts.len() {
+            let device = self.companion(account);
+            self.service.share_keys(&device, None, self.service_now());
+        }
+    }
+
+    /// The device that an account's engine is.
+    #[must_use]
+    pub fn companion(&self, account: usize) -> DeviceId {
+        DeviceId::new(&self.accounts[account].phone, self.accounts[account].device)
+    }
+
+    fn phone_changes(&mut self, account: usize, changes: &[Change]) {
+        let phone = self.accounts[account].phone.clone();
+        if let Err(error) = self
+            .service
+            .phone_change(&phone, changes, self.service_now())
+        {
+            self.accounts[account]
+                .complaints
+                .push(format!("the phone: {error}"));
+        }
+    }
+
+    /// The phone is there before anybody links it.
+    pub fn add_phone(&mut self, account: usize) {
+        let phone = self.accounts[account].phone.clone();
+        if let Err(error) = self.service.add_phone(&phone, None, self.service_now()) {
+            self.accounts[account]
+                .complaints
+                .push(format!("the phone: {error}"));
+        }
+    }
+
+    /// Somebody changes settings through an account's engine, if it has one.
+    pub fn change(&mut self, account: usize, changes: Vec<Change>) {
+        let mut changes = changes;
+        changes.retain(|change| action_of(change).is_some());
+        if changes.is_empty() {
+            return;
+        }
+        let actions = changes.iter().filter_map(action_of).collect();
+        self.accounts[account].about_to_ask = Some(changes);
+        self.command(account, Command::Change(actions));
+        self.accounts[account].about_to_ask = None;
     }
 
     fn ask(&mut self, from: usize, to: usize, id: String, text: String) {

@@ -5,8 +5,8 @@ use sim::tier_b::Setup;
 
 #[test]
 fn clock_jump() {
-    on_every_store(Setup::default(), |mut world| {
-        talk(&mut world, 2, 1_000, 100);
+    on_every_store(Setup::default(), |world| {
+        talk(world, 2, 1_000, 100);
         let before: Vec<_> = (0..2)
             .map(|n| (world.logins(n), world.grants(n).len()))
             .collect();
@@ -15,7 +15,7 @@ fn clock_jump() {
         for jump in [HOUR, -12 * HOUR, DECADE, -DECADE] {
             world.jump("a", jump);
             world.jump("b", -jump);
-            talk(&mut world, 2, 2_000, 100);
+            talk(world, 2, 2_000, 100);
         }
         let after: Vec<_> = (0..2)
             .map(|n| (world.logins(n), world.grants(n).len()))
@@ -26,8 +26,8 @@ fn clock_jump() {
         // certificate is not valid yet cannot log in, and should not.)
         let owner = world.owner(0).expect("online");
         world.kill(&owner);
-        talk(&mut world, 2, 10_000, 200);
+        talk(world, 2, 10_000, 200);
         let verdict = world.rest(60_000);
-        assert_good(&world, &verdict);
+        assert_good(world, &verdict);
     });
 }

@@ -6,13 +6,13 @@ use sim::tier_b::Setup;
 
 #[test]
 fn commit_outcome_unknown() {
-    on_every_store(Setup::default(), |mut world| {
+    on_every_store(Setup::default(), |world| {
         let grants = world.grants(0).len();
         for _ in 0..20 {
             world.lose_answers(2);
-            talk(&mut world, 2, 200, 40);
+            talk(world, 2, 200, 40);
             world.drop_requests(2);
-            talk(&mut world, 2, 200, 40);
+            talk(world, 2, 200, 40);
         }
         let effects = world.effects();
         assert!(
@@ -20,7 +20,7 @@ fn commit_outcome_unknown() {
             "{effects:?}"
         );
         let verdict = world.rest(60_000);
-        assert_good(&world, &verdict);
+        assert_good(world, &verdict);
         assert_eq!(world.grants(0).len(), grants, "no reason to change owners");
         assert!(verdict.received > 100, "{} say little", verdict.received);
     });

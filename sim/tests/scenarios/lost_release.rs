@@ -5,9 +5,9 @@ use sim::tier_b::Setup;
 
 #[test]
 fn lost_release() {
-    on_every_store(Setup::default(), |mut world| {
-        talk(&mut world, 2, 1_000, 100);
-        let (owner, other) = owner_and_other(&world);
+    on_every_store(Setup::default(), |world| {
+        talk(world, 2, 1_000, 100);
+        let (owner, other) = owner_and_other(world);
         let asked = world.now();
         world.cut(&owner, "db");
         world.stop(&owner);
@@ -15,34 +15,34 @@ fn lost_release() {
         let name = owner.clone();
         let mut waited = 0;
         while world.is_running(&name) && waited < 20_000 {
-            talk(&mut world, 2, 200, 100);
+            talk(world, 2, 200, 100);
             waited += 200;
         }
         assert!(!world.is_running(&owner), "it hangs on its way out");
-        talk(&mut world, 2, 10_000, 200);
-        let taken = online_at(&world, &other, asked).expect("taken over");
+        talk(world, 2, 10_000, 200);
+        let taken = online_at(world, &other, asked).expect("taken over");
         assert!(
             taken - asked <= TAKEOVER + 2_000,
             "after {} ms",
             taken - asked
         );
         let verdict = world.rest(60_000);
-        assert_good(&world, &verdict);
+        assert_good(world, &verdict);
     });
 }
 
 /// It does reach it: then nobody waits for a lease.
 #[test]
 fn a_release_that_arrives() {
-    on_every_store(Setup::default(), |mut world| {
-        talk(&mut world, 2, 1_000, 100);
-        let (owner, other) = owner_and_other(&world);
+    on_every_store(Setup::default(), |world| {
+        talk(world, 2, 1_000, 100);
+        let (owner, other) = owner_and_other(world);
         let asked = world.now();
         world.stop(&owner);
-        talk(&mut world, 2, 4_000, 100);
-        let taken = online_at(&world, &other, asked).expect("taken over");
+        talk(world, 2, 4_000, 100);
+        let taken = online_at(world, &other, asked).expect("taken over");
         assert!(taken - asked <= 2_000, "after {} ms", taken - asked);
         let verdict = world.rest(60_000);
-        assert_good(&world, &verdict);
+        assert_good(world, &verdict);
     });
 }

@@ -23,20 +23,44 @@ use sim::{
     tier_b::{Kind, Setup, World},
     world::Verdict,
 };
+use std::sync::Arc;
 
 /// A lease, the next renewal of whoever finds it run out, the next claim, a connection and a login.
 const TAKEOVER: u64 = 6_000 + 1_000 + 500 + 1_500;
 
-/// Tells the story on every store; says which.
-fn on_every_store(setup: Setup, story: impl Fn(World)) {
-    for backend in Kind::available() {
+/// Tells the story on every store; says which. Each tells it word for word as the first one does, or the test ends at
+/// the first line of the trace that differs.
+fn on_every_store(setup: Setup, story: impl Fn(&mut World)) {
+    on_stores(Kind::available(), setup, story);
+}
+
+fn on_stores(stores: Vec<Kind>, setup: Setup, story: impl Fn(&mut World)) {
+    let mut told: Option<Arc<[String]>> = None;
+    for backend in stores {
         println!("--- on {backend}");
         let mut world = World::new(Setup {
             backend,
             ..setup.clone()
         });
+        match &told {
+            None => world.trace().keep(),
+            Some(lines) => world.trace().listen(as_told(Arc::clone(lines))),
+        }
         world.link_all();
-        story(world);
+        story(&mut world);
+        let lines = told.get_or_insert_with(|| world.trace().lines().into());
+        assert_eq!(world.trace().count(), lines.len() as u64, "lines in all");
+    }
+}
+
+/// Compares each line with the one in its place, and panics at the first that differs.
+fn as_told(lines: Arc<[String]>) -> impl FnMut(&str) {
+    let mut next = 0;
+    move |line| {
+        let expected = lines.get(next).map(String::as_str);
+        let before = &lines[next.saturating_sub(8).min(lines.len())..next.min(lines.len())];
+        assert_eq!(Some(line), expected, "line {next}, after {before:#?}");
+        next += 1;
     }
 }
 

@@ -16,8 +16,8 @@ fn pre_key_race() {
         phones: 12,
         ..Setup::default()
     };
-    on_every_store(setup, |mut world| {
-        let (owner, other) = owner_and_other(&world);
+    on_every_store(setup, |world| {
+        let (owner, other) = owner_and_other(world);
         let phone = world.books(|books| books[0].phone.clone());
         let expire = || Fault::ExpirePreKeys {
             device: DeviceId::new(&phone, 1),
@@ -47,7 +47,7 @@ fn pre_key_race() {
         }
         assert_eq!(world.effects().get("expire_pre_keys"), Some(&4));
         let verdict = world.rest(60_000);
-        assert_good(&world, &verdict);
+        assert_good(world, &verdict);
         assert_eq!(verdict.received, 12);
     });
 }

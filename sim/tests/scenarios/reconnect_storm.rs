@@ -12,21 +12,21 @@ fn reconnect_storm() {
         tick: 10,
         ..Setup::default()
     };
-    on_every_store(setup, |mut world| {
-        everybody_writes(&mut world);
+    on_every_store(setup, |world| {
+        everybody_writes(world);
         world.run(2_000);
         world.kill("service");
         world.run(2_000);
-        everybody_writes(&mut world);
+        everybody_writes(world);
         world.start("service");
         assert!(world.run_until(30_000, all_online), "after the service");
 
         world.kill("a");
-        everybody_writes(&mut world);
+        everybody_writes(world);
         assert!(world.run_until(30_000, all_online), "after the host");
         assert!((0..ACCOUNTS).all(|n| world.owner(n).as_deref() == Some("b")));
         let verdict = world.rest(60_000);
-        assert_good(&world, &verdict);
+        assert_good(world, &verdict);
         assert_eq!(verdict.received, 3 * ACCOUNTS);
     });
 }

@@ -10,11 +10,11 @@ fn rolling_upgrade() {
         accounts: 3,
         ..Setup::default()
     };
-    on_every_store(setup, |mut world| {
-        talk(&mut world, 3, 2_000, 100);
+    on_every_store(setup, |world| {
+        talk(world, 3, 2_000, 100);
         for host in ["a", "b", "c"] {
             world.stop(host);
-            talk(&mut world, 3, 2_000, 100);
+            talk(world, 3, 2_000, 100);
             assert!(!world.is_running(host), "{host} has gone");
             for account in 0..3 {
                 assert!(
@@ -24,10 +24,10 @@ fn rolling_upgrade() {
             }
             world.upgrade(host);
             world.start(host);
-            talk(&mut world, 3, 1_000, 100);
+            talk(world, 3, 1_000, 100);
         }
         let verdict = world.rest(60_000);
-        assert_good(&world, &verdict);
+        assert_good(world, &verdict);
         // Whoever hands over closes its connection first.
         assert_eq!((0..3).map(|n| world.replaced(n)).sum::<usize>(), 0);
     });

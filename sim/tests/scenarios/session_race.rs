@@ -9,21 +9,21 @@ use sim::tier_b::Setup;
 
 #[test]
 fn session_race() {
-    on_every_store(Setup::default(), |mut world| {
-        talk(&mut world, 2, 2_000, 50);
+    on_every_store(Setup::default(), |world| {
+        talk(world, 2, 2_000, 50);
         for round in 0..3 {
             let owner = world.owner(0).expect("online");
             // At another moment of the conversation each time.
-            talk(&mut world, 2, 200 + 35 * round, 35);
+            talk(world, 2, 200 + 35 * round, 35);
             world.freeze(&owner);
-            talk(&mut world, 2, TAKEOVER, 150);
+            talk(world, 2, TAKEOVER, 150);
             assert_ne!(world.owner(0).as_ref(), Some(&owner));
             assert!(world.owner(0).is_some(), "taken over");
             world.thaw(&owner);
-            talk(&mut world, 2, 2_000, 50);
+            talk(world, 2, 2_000, 50);
         }
         let verdict = world.rest(60_000);
-        assert_good(&world, &verdict);
+        assert_good(world, &verdict);
         assert!(verdict.received > 100, "{} say little", verdict.received);
     });
 }

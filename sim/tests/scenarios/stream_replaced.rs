@@ -12,9 +12,9 @@ use sim::{
 
 #[test]
 fn stream_replaced() {
-    on_every_store(Setup::default(), |mut world| {
-        talk(&mut world, 2, 1_000, 100);
-        let (owner, _) = owner_and_other(&world);
+    on_every_store(Setup::default(), |world| {
+        talk(world, 2, 1_000, 100);
+        let (owner, _) = owner_and_other(world);
         let phone = world.books(|books| books[0].phone.clone());
         let logins = world.logins(0);
 
@@ -23,7 +23,7 @@ fn stream_replaced() {
             code: None,
             conflict: Some("replaced".into()),
         });
-        talk(&mut world, 2, 5_000, 100);
+        talk(world, 2, 5_000, 100);
 
         // It has stopped, keeps the lease, and stays away: no other host, and not this one, connects.
         let stops = world.books(|books| books[0].stops.clone());
@@ -39,6 +39,6 @@ fn stream_replaced() {
         let verdict = world.rest(60_000);
         assert_eq!(world.owner(0), Some(owner));
         assert_eq!(world.logins(0), logins + 1);
-        assert_good(&world, &verdict);
+        assert_good(world, &verdict);
     });
 }

@@ -8,9 +8,9 @@ use sim::tier_b::Setup;
 
 #[test]
 fn two_incarnations_of_one_host() {
-    on_every_store(Setup::default(), |mut world| {
-        talk(&mut world, 2, 1_000, 50);
-        let (owner, _) = owner_and_other(&world);
+    on_every_store(Setup::default(), |world| {
+        talk(world, 2, 1_000, 50);
+        let (owner, _) = owner_and_other(world);
         for power_loss in [false, true, false] {
             let before = world.grants(0).len();
             let killed = world.now();
@@ -19,7 +19,7 @@ fn two_incarnations_of_one_host() {
                 true => world.power_loss(&owner),
             }
             world.start(&owner);
-            talk(&mut world, 2, TAKEOVER, 100);
+            talk(world, 2, TAKEOVER, 100);
             if let [(at, epoch), ..] = world.grants(0)[before..] {
                 assert!(
                     at >= killed + 3_000,
@@ -29,6 +29,6 @@ fn two_incarnations_of_one_host() {
             assert!(world.is_online(0));
         }
         let verdict = world.rest(60_000);
-        assert_good(&world, &verdict);
+        assert_good(world, &verdict);
     });
 }

@@ -6,11 +6,14 @@
 //!
 //! `BATON_CASES` sets the number of random cases per property.
 
+mod cloud;
 mod gate;
+mod history;
 mod malice;
 mod refused;
 mod rig;
 mod service;
+mod settings;
 mod store;
 
 use baton_core::state::{Key, Scan, Store, Table};

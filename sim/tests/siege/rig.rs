@@ -1,12 +1,13 @@
 //! One engine, held in the hand: every input is given by the test, every output looked at. The service, the store and
 //! the clocks do what the test wants; left alone they are honest.
 
+use crate::cloud::Files;
 use baton_core::{
     crypto::{KeyPair, PublicKey, Rng, Signature},
     engine::{Engine, Grant, Input, LoadId, Now, Output, StopReason},
     flow::{
-        Command, CommandError, CommandId, Config, Endpoint, Event, Limits, Notice, PreKeyPolicy,
-        Profile, Reply, ServiceConfig, Timing,
+        Command, CommandError, CommandId, Config, Endpoint, Event, FetchId, Fetched, Limits,
+        MediaRequest, Notice, PreKeyPolicy, Profile, Reply, ServiceConfig, Timing,
     },
     jid::Jid,
     proto::{e2e, record},
@@ -24,7 +25,7 @@ use baton_core::{
 use prost::Message as _;
 use sim::world::{Options, World};
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     future::Future,
     pin::pin,
     sync::{
@@ -60,10 +61,15 @@ fn linked() -> &'static (MemoryStore, AccountId) {
 pub(crate) fn store() -> (MemoryStore, AccountId) {
     let (store, account) = linked();
     let store = store.copy(|| Micros(1_000_000 * SECOND));
+    bury(&store);
+    (store, account.clone())
+}
+
+/// All hosts are gone.
+pub(crate) fn bury(store: &MemoryStore) {
     for host in ready(store.hosts()).expect("hosts") {
         ready(store.leave(host.who)).expect("left");
     }
-    (store, account.clone())
 }
 
 /// The account, for a host that has just joined.
@@ -88,6 +94,8 @@ pub(crate) struct Said {
     pub(crate) opens: usize,
     pub(crate) closes: usize,
     pub(crate) loads: usize,
+    pub(crate) fetches: Vec<MediaRequest>,
+    pub(crate) stopped_fetches: usize,
     pub(crate) batches: Vec<Batch>,
 }
 
@@ -105,6 +113,14 @@ impl Said {
 
 /// Rewrites what the store answers.
 pub(crate) type Bend = Box<dyn FnMut(&[Key], &mut Vec<Row>)>;
+
+/// Answers questions about settings, or lets the answer get lost.
+pub(crate) type Answers = Box<dyn FnMut(&Node) -> Option<Node>>;
+
+pub(crate) type Pieces = Box<dyn Iterator<Item = Vec<u8>>>;
+
+/// Makes a file, piece by piece.
+pub(crate) type Source = Box<dyn Fn() -> Pieces>;
 
 pub(crate) struct Rig {
     pub(crate) engine: Engine,
@@ -136,6 +152,20 @@ pub(crate) struct Rig {
     pub(crate) devices: u64,
     line: Option<Line>,
     service: (KeyPair, Vec<u8>),
+    /// Files at the media hosts, by path without query.
+    pub(crate) files: Files,
+    /// Bytes of a chunk.
+    pub(crate) chunk: usize,
+    fetching: BTreeMap<FetchId, (Vec<u8>, usize)>,
+    /// Makes the file of every download, piece by piece.
+    pub(crate) source: Option<Source>,
+    streams: BTreeMap<FetchId, (Pieces, Vec<u8>)>,
+    /// Nothing that is said is kept, and every event is acknowledged: for long runs.
+    pub(crate) forget: bool,
+    /// Messages of the past that were shown meanwhile.
+    pub(crate) past: usize,
+    /// What answers questions about settings; without it they get an empty answer.
+    pub(crate) cloud: Option<Answers>,
     pub(crate) rng: Rng,
     inputs: VecDeque<Given>,
     commands: u64,
@@ -151,6 +181,9 @@ enum Given {
     Fenced(Epoch),
     Unsealed(Seal),
     Refused(String),
+    Chunk(FetchId, Vec<u8>),
+    FetchEnded(FetchId, bool),
+    Acknowledge(EventSeq),
 }
 
 struct Line {
@@ -229,6 +262,14 @@ impl Rig {
             most: 0,
             peers: Vec::new(),
             devices: 1,
+            files: Files::default(),
+            chunk: 1000,
+            fetching: BTreeMap::new(),
+            source: None,
+            streams: BTreeMap::new(),
+            forget: false,
+            past: 0,
+            cloud: None,
             line: None,
             service: (leaf, chain),
             rng,
@@ -296,9 +337,26 @@ impl Rig {
                 Given::Fenced(by) => Input::Fenced { by: *by },
                 Given::Unsealed(history) => Input::Unsealed { history: *history },
                 Given::Refused(why) => Input::StoreRefused(why.clone()),
+                Given::Acknowledge(seq) => {
+                    self.commands += 1;
+                    Input::Command(CommandId(self.commands), Command::Acknowledge(*seq))
+                }
+                Given::Chunk(id, bytes) => Input::Fetched(*id, Fetched::Chunk(bytes)),
+                Given::FetchEnded(id, whole) => Input::Fetched(
+                    *id,
+                    if *whole {
+                        Fetched::Done
+                    } else {
+                        Fetched::Failed { gone: false }
+                    },
+                ),
             };
             self.engine.handle(input, self.now);
             self.drain();
+            if self.forget {
+                self.outputs = 0;
+                self.said = Said::default();
+            }
         }
         self.most = self.most.max(self.outputs);
     }
@@ -383,8 +441,14 @@ impl Rig {
             self.outputs += 1;
             assert!(self.outputs < 200_000, "outputs without end");
             match output {
-                Output::Commit(batch) => {
-                    self.said.batches.push(batch.clone());
+                Output::Commit(mut batch) => {
+                    if self.forget {
+                        // What a store has to keep for good is not what is looked at.
+                        let secret = |key: &Key| matches!(key, Key::MessageSecret { .. });
+                        batch.rows.retain(|key, _| !secret(key));
+                    } else {
+                        self.said.batches.push(batch.clone());
+                    }
                     if self.hold {
                         self.held.push_back(batch);
                         continue;
@@ -438,6 +502,19 @@ impl Rig {
                     self.inputs.push_back(Given::Closed);
                 }
                 Output::Transmit => self.hear(&wire),
+                Output::Fetch(id, request) => self.fetch(id, request),
+                Output::FetchMore(id) => self.fetch_more(id),
+                Output::StopFetch(id) => {
+                    self.said.stopped_fetches += 1;
+                    self.fetching.remove(&id);
+                    self.streams.remove(&id);
+                }
+                Output::Event(seq, event) if self.forget => {
+                    if let Event::History(part) = event {
+                        self.past += part.messages.len();
+                    }
+                    self.inputs.push_back(Given::Acknowledge(seq));
+                }
                 Output::KeepAlive => {
                     self.said.pings += 1;
                     self.hear(&wire);
@@ -453,6 +530,50 @@ impl Rig {
                 }
             }
         }
+    }
+
+    fn fetch(&mut self, id: FetchId, request: MediaRequest) {
+        if let Some(source) = &self.source {
+            self.streams.insert(id, (source(), Vec::new()));
+            return self.fetch_more(id);
+        }
+        let path = request.path.split('?').next().unwrap_or_default();
+        let file = self.files.borrow().get(path).cloned();
+        self.said.fetches.push(request);
+        match file {
+            Some(file) => {
+                self.fetching.insert(id, (file, 0));
+                self.fetch_more(id);
+            }
+            None => self.inputs.push_back(Given::FetchEnded(id, false)),
+        }
+    }
+
+    fn fetch_more(&mut self, id: FetchId) {
+        if let Some((pieces, rest)) = self.streams.get_mut(&id) {
+            while rest.len() < self.chunk
+                && let Some(piece) = pieces.next()
+            {
+                rest.extend(piece);
+            }
+            if rest.is_empty() {
+                self.streams.remove(&id);
+                return self.inputs.push_back(Given::FetchEnded(id, true));
+            }
+            let chunk = rest.drain(..rest.len().min(self.chunk)).collect();
+            return self.inputs.push_back(Given::Chunk(id, chunk));
+        }
+        let Some((file, at)) = self.fetching.get_mut(&id) else {
+            return;
+        };
+        if *at == file.len() {
+            self.fetching.remove(&id);
+            return self.inputs.push_back(Given::FetchEnded(id, true));
+        }
+        let end = file.len().min(*at + self.chunk);
+        let chunk = file[*at..end].to_vec();
+        *at = end;
+        self.inputs.push_back(Given::Chunk(id, chunk));
     }
 
     // ---- the service ------------------------------------------------------------------------------------------
@@ -556,6 +677,16 @@ impl Rig {
         if !self.honest {
             return self.unanswered.push(id);
         }
+        if node.get_str("xmlns") == Some("w:sync:app:state") {
+            let answer = match &mut self.cloud {
+                Some(cloud) => cloud(node),
+                None => Some(nothing_new(node)),
+            };
+            if let Some(answer) = answer {
+                self.later(&answer.attr("id", id));
+            }
+            return;
+        }
         let mut result = Node::new("iq").attr("type", "result").attr("id", id);
         if node.find("count").is_some() {
             result = result.child(Node::new("count").attr("value", 100u64));
@@ -609,6 +740,15 @@ impl Rig {
 
     /// Writes a row behind the engine's back: it must not be running yet.
     pub(crate) fn write(store: &MemoryStore, account: &AccountId, key: Key, row: Record) {
+        Self::write_all(store, account, [(key, Some(row))].into());
+    }
+
+    /// As [`write`](Self::write), many rows, or the end of them.
+    pub(crate) fn write_all(
+        store: &MemoryStore,
+        account: &AccountId,
+        rows: BTreeMap<Key, Option<Record>>,
+    ) {
         // A life of its own: who has left never comes back, though it is listed no more.
         static LIVES: AtomicU64 = AtomicU64::new(1 << 40);
         let who = Incarnation(LIVES.fetch_add(1, Ordering::Relaxed));
@@ -619,7 +759,7 @@ impl Rig {
             seq: lease.applied.next(),
             reseal: false,
             at: UnixMillis(BEGINNING),
-            rows: [(key, Some(row))].into(),
+            rows,
         };
         assert_eq!(
             ready(store.commit(vec![batch])),
@@ -641,6 +781,21 @@ impl Rig {
     pub(crate) fn text(&mut self, peer: usize, id: &str, text: &str) -> Node {
         self.peers[peer].message(id, text, &mut self.rng)
     }
+}
+
+/// Every collection is where the engine thinks it is.
+fn nothing_new(iq: &Node) -> Node {
+    let asked = iq
+        .find("sync")
+        .into_iter()
+        .flat_map(|sync| sync.find_all("collection"));
+    let answers = asked.map(|asked| {
+        Node::new("collection")
+            .attr("name", asked.get_string("name").unwrap_or_default())
+            .attr("version", asked.get_u64("version").unwrap_or(0))
+    });
+    let sync = Node::new("sync").children(answers);
+    Node::new("iq").attr("type", "result").child(sync)
 }
 
 /// Somebody with a device.
@@ -727,6 +882,21 @@ impl Peer {
     fn message(&mut self, id: &str, text: &str, rng: &mut Rng) -> Node {
         let (kind, bytes) = self.ciphertext(text, rng);
         self.stanza(id, kind, bytes)
+    }
+
+    /// What is in a message that begins a session with this peer.
+    pub(crate) fn open(&self, stanza: &Node, rng: &mut Rng) -> Option<e2e::Message> {
+        let enc = stanza.find("enc")?;
+        let message = signal::PreKeyMessage::parse(enc.data()?).ok()?;
+        let local = LocalIdentity {
+            key_pair: &self.identity,
+            registration_id: 7,
+        };
+        let mut session = SessionRecord::new();
+        let signed = Some(&self.signed.0);
+        let padded =
+            signal::decrypt_pre_key(&mut session, &local, &message, signed, None, rng).ok()?;
+        e2e::Message::decode(signal::unpad(&padded).ok()?).ok()
     }
 
     pub(crate) fn bundle(&self) -> Vec<Node> {

@@ -711,6 +711,7 @@ fn a_broken_connection_does_not_spin() {
                     break;
                 }
                 Output::Close => panic!("told twice"),
+                Output::Stopped(why) => panic!("stopped: {why:?}"),
                 _ => {}
             }
         }

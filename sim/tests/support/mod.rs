@@ -757,6 +757,20 @@ impl Client {
 
     /// Decrypts a delivered message and returns its text: of the message itself or of the copy in it.
     pub fn open(&mut self, message: &Node) -> Result<String, signal::DecryptError> {
+        let message = self.decrypt(message)?;
+        Ok(match message.device_sent_message {
+            Some(copy) => {
+                e2e::Message::decode(&*copy.message.expect("message"))
+                    .expect("protobuf")
+                    .conversation
+            }
+            None => message.conversation,
+        }
+        .unwrap_or_default())
+    }
+
+    /// Decrypts a delivered message.
+    pub fn decrypt(&mut self, message: &Node) -> Result<e2e::Message, signal::DecryptError> {
         let from = message.get_jid("from").expect("from");
         if let Some(lid) = message.get_jid("sender_lid") {
             self.lids.insert(from.user().into(), lid.user().into());
@@ -777,17 +791,8 @@ impl Client {
         } else {
             signal::decrypt(record, &local, bytes, &mut self.rng)?
         };
-        let message =
-            e2e::Message::decode(signal::unpad(&plain).expect("padding")).expect("protobuf");
-        Ok(match message.device_sent_message {
-            Some(copy) => {
-                e2e::Message::decode(&*copy.message.expect("message"))
-                    .expect("protobuf")
-                    .conversation
-            }
-            None => message.conversation,
-        }
-        .unwrap_or_default())
+        let content = signal::unpad(&plain).expect("padding");
+        Ok(e2e::Message::decode(content).expect("protobuf"))
     }
 
     pub fn receipt(&mut self, world: &mut impl Net, message: &Node, kind: Option<&str>) {

@@ -51,6 +51,7 @@ impl Host {
                     baton_core::state::Beat {
                         draining: false,
                         accounts: 0,
+                        live: 0,
                         ttl: HOUR,
                     },
                 ));

@@ -96,6 +96,7 @@ pub(crate) fn beat(store: &PgStore, who: Incarnation, ttl: Micros) -> Beaten {
     let beat = Beat {
         draining: false,
         accounts: 0,
+        live: 0,
         ttl,
     };
     block_on(store.beat(who, beat)).unwrap()

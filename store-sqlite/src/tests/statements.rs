@@ -88,6 +88,7 @@ fn no_call_reads_a_whole_table() {
     let beating = Beat {
         draining: false,
         accounts: 1,
+        live: 0,
         ttl: HOUR,
     };
     write(&mut writer, |call| call.beat(ALICE, beating)).unwrap();
@@ -150,6 +151,9 @@ fn no_call_reads_a_whole_table() {
         ..Placement::default()
     };
     write(&mut writer, |call| call.place(&id, &run)).unwrap();
+    write(&mut writer, |call| call.drain(ALICE, true)).unwrap();
+    assert_eq!(reader.mail(ALICE), Ok(vec![id.clone()]));
+    assert_eq!(reader.misplaced(ALICE), Ok(vec![]));
     let handed = write(&mut writer, |call| {
         call.hand_over(ALICE, &id, lease.term.epoch, BOB)
     });

@@ -22,7 +22,7 @@ pub use stanza::message_id;
 pub(crate) use stanza::{device_sent, encrypt, stanza_type};
 
 use super::{
-    CommandError, CommandId, Content, Context, Event, Reply, SendRequest, devices, link::Link,
+    CommandError, CommandId, Content, Context, Event, Reply, SendRequest, devices, link::Link, sync,
 };
 use crate::{
     jid::Jid,
@@ -233,16 +233,18 @@ impl Sends {
             return Err(CommandError::NotLinked);
         }
         Self::check(&request)?;
-        let content = match request.content {
-            Content::Text(text) => e2e::Message {
-                conversation: Some(text),
-                ..Default::default()
+        let (content, decoded) = match request.content {
+            Content::Text(text) => {
+                let message = e2e::Message {
+                    conversation: Some(text),
+                    ..Default::default()
+                };
+                (message.encode_to_vec(), None)
             }
-            .encode_to_vec(),
             Content::Message(bytes) => {
-                e2e::Message::decode(bytes.clone())
+                let decoded = e2e::Message::decode(bytes.clone())
                     .map_err(|_| CommandError::Invalid("not a message"))?;
-                bytes.to_vec()
+                (bytes.to_vec(), Some(decoded))
             }
         };
         if content.len() > CONTENT_BYTES {
@@ -276,6 +278,11 @@ impl Sends {
             ..Default::default()
         };
         cx.put(Key::Outbox(id.clone()), codec::encode(&row));
+        if let Some(decoded) = decoded
+            && let Some(own) = cx.account.address().cloned()
+        {
+            sync::secret_shown(cx, &to, &own, &id, &decoded);
+        }
         self.insert(id.clone(), row, to);
         Ok(Reply::Accepted { id })
     }

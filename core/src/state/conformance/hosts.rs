@@ -25,6 +25,7 @@ fn resting(ttl: Micros) -> Beat {
     Beat {
         draining: false,
         accounts: 0,
+        live: 0,
         ttl,
     }
 }
@@ -43,6 +44,7 @@ pub async fn a_host_joins_once_and_sees_the_fleet<H: Harness>(harness: H) {
     let beat = Beat {
         draining: true,
         accounts: 17,
+        live: 9,
         ttl: LONG,
     };
     let Beaten::Renewed(view) = store.beat(b, beat).await.expect("beat") else {
@@ -59,13 +61,13 @@ pub async fn a_host_joins_once_and_sees_the_fleet<H: Harness>(harness: H) {
                 host.who,
                 host.info.clone(),
                 host.state,
-                host.accounts,
+                (host.accounts, host.live, host.drain),
             )
         })
         .collect();
     let expected = [
-        (1, a, info("a"), HostState::Active, 0),
-        (2, b, info("b"), HostState::Draining, 17),
+        (1, a, info("a"), HostState::Active, (0, 0, false)),
+        (2, b, info("b"), HostState::Draining, (17, 9, false)),
     ];
     assert_eq!(seen, expected);
     for host in &view.hosts {
@@ -79,6 +81,36 @@ pub async fn a_host_joins_once_and_sees_the_fleet<H: Harness>(harness: H) {
     let third = new_life();
     assert_eq!(store.join(third, info("a"), LONG).await, Ok(1));
     assert_eq!(state(&store, a).await, None);
+}
+
+/// Left by anybody, read by the host with its next renewal, gone with its incarnation.
+pub async fn the_wish_that_a_host_be_drained_is_shown<H: Harness>(harness: H) {
+    let store = harness.open();
+    let (a, b) = (join(&store, "a", LONG).await, join(&store, "b", LONG).await);
+    let shown = |view: View| -> Vec<bool> { view.hosts.iter().map(|host| host.drain).collect() };
+    assert_eq!(shown(beat(&store, a, LONG).await), [false, false]);
+    assert_eq!(harness.open().drain(a, true).await, Ok(true));
+    assert_eq!(shown(beat(&store, a, LONG).await), [true, false]);
+    assert_eq!(
+        shown(beat(&store, a, LONG).await),
+        [true, false],
+        "it stays"
+    );
+    assert_eq!(
+        state(&store, a).await,
+        Some(HostState::Active),
+        "a wish is not a fact"
+    );
+    assert_eq!(store.drain(a, false).await, Ok(true));
+    assert_eq!(store.drain(b, true).await, Ok(true));
+    assert_eq!(shown(beat(&store, a, LONG).await), [false, true]);
+    store.leave(b).await.expect("leave");
+    for nobody in [b, new_life()] {
+        assert_eq!(store.drain(nobody, true).await, Ok(false));
+    }
+    let again = new_life();
+    assert_eq!(store.join(again, info("b"), LONG).await, Ok(2));
+    assert_eq!(shown(beat(&store, again, LONG).await), [false, false]);
 }
 
 /// Names are names, texts are short.

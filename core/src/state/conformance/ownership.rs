@@ -170,6 +170,7 @@ pub async fn hand_over_leaves_no_gap<H: Harness>(harness: H) {
     let draining = Beat {
         draining: true,
         accounts: 0,
+        live: 0,
         ttl: LONG,
     };
     store.beat(carol, draining).await.expect("beat");
@@ -463,4 +464,94 @@ pub async fn a_term_is_confirmed_only_while_it_is_in_force<H: Harness>(harness: 
     // It is no part of the history.
     kept.write([]).await;
     assert_eq!(store.confirm(vec![]).await, Ok(vec![]));
+}
+
+/// Not to run, or pinned to another name; of the accounts of this host alone.
+pub async fn a_host_learns_what_of_its_accounts_is_wished_elsewhere<H: Harness>(harness: H) {
+    let store = harness.open();
+    let (alice, bob) = (
+        join(&store, "alice", LONG).await,
+        join(&store, "bob", LONG).await,
+    );
+    let wish = |run, pin: Option<&str>| Placement {
+        run,
+        pin: pin.map(Into::into),
+        pause: Micros(0),
+    };
+    let wishes = [
+        Some(wish(true, None)),
+        Some(wish(true, Some("alice"))),
+        Some(wish(true, Some("bob"))),
+        Some(wish(false, Some("alice"))),
+        None,
+        // Of others, or of nobody.
+        Some(wish(true, Some("carol"))),
+        Some(wish(false, None)),
+    ];
+    let mut ids = Vec::new();
+    for (n, wish) in wishes.iter().enumerate() {
+        let tenant = business(["acme", "other"][n % 2]);
+        let id = store.create_account(&tenant, &format!("a{n}")).await;
+        let id = id.expect("create");
+        if let Some(wish) = wish {
+            let paused = Placement {
+                pause: LONG,
+                ..wish.clone()
+            };
+            store.place(&id, paused).await.expect("place");
+        }
+        if n < 5 {
+            granted(&store, &id, alice).await;
+        }
+        ids.push(id);
+    }
+    granted(&store, &ids[5], bob).await;
+    let mut expected = vec![
+        (ids[2].clone(), wish(true, Some("bob"))),
+        (ids[3].clone(), wish(false, Some("alice"))),
+        (ids[4].clone(), wish(false, None)),
+    ];
+    expected.sort_by(|a, b| a.0.cmp(&b.0));
+    assert_eq!(store.misplaced(alice).await, Ok(expected));
+    let of_bob = vec![(ids[5].clone(), wish(true, Some("carol")))];
+    assert_eq!(harness.open().misplaced(bob).await, Ok(of_bob));
+    assert_eq!(store.misplaced(new_life()).await, Ok(vec![]));
+    store.place(&ids[5], wish(true, None)).await.expect("place");
+    assert_eq!(store.misplaced(bob).await, Ok(vec![]));
+}
+
+/// One look for all accounts of a host, of whatever business; it ends when the owner has taken the requests.
+pub async fn a_host_learns_which_of_its_accounts_have_mail<H: Harness>(harness: H) {
+    let store = harness.open();
+    let (alice, bob) = (
+        join(&store, "alice", LONG).await,
+        join(&store, "bob", LONG).await,
+    );
+    let mut ids = Vec::new();
+    for n in 0..6 {
+        let tenant = business(["acme", "other"][n % 2]);
+        let id = store.create_account(&tenant, &format!("a{n}")).await;
+        ids.push(id.expect("create"));
+    }
+    let mut owner = Owner::claim(&store, &ids[0], alice).await;
+    for id in &ids[1..4] {
+        granted(&store, id, alice).await;
+    }
+    granted(&store, &ids[4], bob).await;
+    assert_eq!(store.mail(alice).await, Ok(vec![]));
+    for (n, message) in [(0, "m1"), (0, "m2"), (3, "m1"), (4, "m1"), (5, "m1")] {
+        let request = record("request");
+        let left = harness.open();
+        let left = left.enqueue(&ids[n], message.into(), request, UnixMillis(1));
+        assert_eq!(left.await, Ok(true));
+    }
+    let mut expected = vec![ids[0].clone(), ids[3].clone()];
+    expected.sort();
+    assert_eq!(store.mail(alice).await, Ok(expected.clone()));
+    assert_eq!(store.mail(bob).await, Ok(vec![ids[4].clone()]));
+    assert_eq!(store.mail(new_life()).await, Ok(vec![]));
+    owner.write([(Key::Mailbox("m1".into()), None)]).await;
+    assert_eq!(store.mail(alice).await, Ok(expected));
+    owner.write([(Key::Mailbox("m2".into()), None)]).await;
+    assert_eq!(harness.open().mail(alice).await, Ok(vec![ids[3].clone()]));
 }

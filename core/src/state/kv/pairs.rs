@@ -108,7 +108,8 @@ struct Host {
     /// Name, address, zone, version.
     #[prost(string, repeated, tag = "2")]
     texts: Vec<String>,
-    /// Capacity, accounts, gifts, ttl, expiry, begin of the unbroken series of beats.
+    /// Capacity, accounts, gifts, ttl, expiry, begin of the unbroken series of beats; and, if written by who knew of
+    /// them, accounts with a connection, and whether everything is wished away.
     #[prost(uint64, repeated, tag = "3")]
     numbers: Vec<u64>,
     /// In the order of [`STATES`].
@@ -135,8 +136,19 @@ pub(super) fn roster(pairs: &dyn Pairs) -> Answer<Roster> {
 
 fn member(host: Host) -> Option<Member> {
     let [name, address, zone, version] = <[String; 4]>::try_from(host.texts).ok()?;
-    let numbers = <[u64; 6]>::try_from(host.numbers).ok()?;
-    let [capacity, accounts, gifts, ttl, expires, good_since] = numbers;
+    let [
+        capacity,
+        accounts,
+        gifts,
+        ttl,
+        expires,
+        good_since,
+        ref later @ ..,
+    ] = host.numbers[..]
+    else {
+        return None;
+    };
+    let later = |at: usize| later.get(at).copied().unwrap_or(0);
     Some(Member {
         who: Incarnation(host.who),
         info: HostInfo {
@@ -148,6 +160,8 @@ fn member(host: Host) -> Option<Member> {
         },
         state: *STATES.get(host.state as usize)?,
         accounts: u32::try_from(accounts).ok()?,
+        live: u32::try_from(later(0)).ok()?,
+        drain: later(1) != 0,
         gifts,
         ttl: Micros(ttl),
         expires: Micros(expires),
@@ -170,6 +184,8 @@ pub(super) fn put_roster(pairs: &mut dyn Pairs, roster: &Roster) -> Answer<()> {
                 member.ttl.0,
                 member.expires.0,
                 member.good_since.0,
+                member.live.into(),
+                member.drain.into(),
             ],
             state: state.map_or(0, |state| state as u32),
         };

@@ -126,8 +126,8 @@ impl<S: Store> Store for Sealed<S> {
 
     crate::delegate_store!(inner:
         confirm create_account delete_account tenants retain
-        join beat hosts declare_dead leave
-        claim release hand_over held orphans place retire history renew_history watch
+        join beat hosts drain declare_dead leave
+        claim release hand_over held orphans misplaced mail place retire history renew_history watch
         vault swap_vault
     );
 }
