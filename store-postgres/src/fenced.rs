@@ -175,7 +175,7 @@ async fn move_fences(
                 "WITH w AS (SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], \
                    $6::bigint[], $7::bool[], $8::bigint[], $9::bigint[]) \
                    WITH ORDINALITY AS w(business_id, device_id, epoch, holder, timeline, generation, reseal, first, last, n)), \
-                 h AS MATERIALIZED (SELECT baton_timeline() AS timeline, generation FROM baton_cluster), \
+                 h AS MATERIALIZED (SELECT baton_timeline() AS timeline, generation FROM baton_cluster LIMIT 1), \
                  l AS MATERIALIZED (SELECT w.n, w.first, w.last, f.business_id, f.device_id, f.epoch, f.holder, f.applied, \
                    f.sealed_timeline, f.sealed_generation, f.epoch = w.epoch AND f.holder = w.holder \
                      AND w.timeline = h.timeline AND w.generation = h.generation \
@@ -317,7 +317,7 @@ async fn confirm_fences(
     let rows = sqlx::query(
         "WITH w AS (SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[]) \
            WITH ORDINALITY AS w(business_id, device_id, epoch, holder, timeline, generation, n)), \
-         h AS MATERIALIZED (SELECT baton_timeline() AS timeline, generation FROM baton_cluster), \
+         h AS MATERIALIZED (SELECT baton_timeline() AS timeline, generation FROM baton_cluster LIMIT 1), \
          l AS MATERIALIZED (SELECT w.n, f.business_id, f.device_id, f.epoch, f.holder, f.epoch = w.epoch \
              AND f.holder = w.holder AND w.timeline = h.timeline AND w.generation = h.generation AS fits \
            FROM h, w JOIN baton_fence f ON f.business_id = w.business_id AND f.device_id = w.device_id \

@@ -112,7 +112,7 @@ async fn take(
     let (businesses, devices) = columns(accounts.iter().map(|&(_, account)| account));
     let rows = sqlx::query(
         "WITH w AS (SELECT * FROM unnest($2::text[], $3::bigint[]) WITH ORDINALITY AS w(business_id, device_id, n)), \
-         h AS MATERIALIZED (SELECT baton_timeline() AS timeline, generation FROM baton_cluster), \
+         h AS MATERIALIZED (SELECT baton_timeline() AS timeline, generation FROM baton_cluster LIMIT 1), \
          m AS (UPDATE baton_fence f SET epoch = greatest(f.epoch + 1, (greatest(h.timeline - 1, 0) << 40) + 1), \
              holder = $1, commit_seq = f.commit_seq + 1 FROM w, h \
            WHERE f.business_id = w.business_id AND f.device_id = w.device_id AND NOT f.retired \
@@ -274,7 +274,7 @@ pub(crate) async fn held(
         let rows = sqlx::query(
             "SELECT f.device_id, f.epoch, f.applied, f.sealed_timeline, f.sealed_generation, \
                h.timeline, h.generation, f.business_id \
-             FROM (SELECT baton_timeline() AS timeline, generation FROM baton_cluster) h CROSS JOIN baton_fence f \
+             FROM (SELECT baton_timeline() AS timeline, generation FROM baton_cluster LIMIT 1) h CROSS JOIN baton_fence f \
              WHERE f.holder = $1 ORDER BY f.business_id, f.device_id",
         )
         .bind(holder(who))

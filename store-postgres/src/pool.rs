@@ -406,7 +406,7 @@ fn configure(server: PgConnectOptions, options: &Options) -> PgConnectOptions {
     }
     server
         .statement_cache_capacity(256)
-        .options(limits(options))
+        .options(settings(options))
         .options(KEEPALIVE)
 }
 
@@ -420,7 +420,7 @@ pub(crate) const KEEPALIVE: [(&str, &str); 4] = [
 ];
 
 /// Time limits that the server keeps, in milliseconds.
-fn limits(options: &Options) -> [(&'static str, String); 3] {
+fn settings(options: &Options) -> [(&'static str, String); 4] {
     let ms = |limit: Duration| limit.as_millis().to_string();
     [
         ("statement_timeout", ms(options.statement)),
@@ -429,6 +429,9 @@ fn limits(options: &Options) -> [(&'static str, String); 3] {
             "idle_in_transaction_session_timeout",
             ms(options.idle_in_transaction),
         ),
+        // Every statement of ours touches a few rows. A server that misjudges one, as long as it has no statistics,
+        // compiles it first: a commit took a second of processor time for a millisecond of work.
+        ("jit", "off".to_owned()),
     ]
 }
 
@@ -436,7 +439,7 @@ fn limits(options: &Options) -> [(&'static str, String); 3] {
 fn preamble(options: &Options) -> String {
     let mut sql = "SELECT ".to_owned();
     if options.pooler {
-        for (name, value) in limits(options) {
+        for (name, value) in settings(options) {
             let _ = write!(sql, "set_config('{name}', '{value}', true), ");
         }
     }

@@ -173,6 +173,41 @@ fn every_way_in_is_an_index() {
 
 /// Whether there are orphans is asked every two seconds by every host. With none it takes as many steps as there are
 /// hosts; an index of wishes finds what was never held.
+/// A server without statistics took a commit for so much work that it compiled it first: a second of processor time each,
+/// on every connection. Here it would compile everything.
+#[test]
+fn no_statement_is_compiled() {
+    let Some(cluster) = Cluster::start(&[
+        "shared_preload_libraries=auto_explain",
+        "auto_explain.log_min_duration=0",
+        "auto_explain.log_analyze=on",
+        "log_line_prefix=",
+        "jit_above_cost=0",
+    ]) else {
+        return;
+    };
+    for pooler in [false, true] {
+        let url = cluster.url("postgres");
+        let options = baton_store_postgres::Options {
+            pooler,
+            ..options()
+        };
+        let store = RUNTIME.block_on(PgStore::connect(&url, options)).unwrap();
+        let begin = cluster.log().len();
+        let name = if pooler { "behind" } else { "direct" };
+        let mut owner = Owner::create_for(&store, "acme", name, join(&store));
+        let batch = owner.batch("x");
+        block_on(store.commit(vec![batch])).unwrap();
+        block_on(store.load(&owner.id, vec![Key::Counters])).unwrap();
+        let statements = statements(&cluster, begin);
+        assert!(statements.len() > 4, "{statements:?}");
+        // All but the one that says so.
+        for statement in statements.iter().filter(|text| !text.contains("'jit'")) {
+            assert!(!statement.contains("JIT:"), "{statement}");
+        }
+    }
+}
+
 #[test]
 fn looking_for_orphans_does_not_read_what_is_held() {
     let Some(db) = crate::cluster::Db::new() else {
