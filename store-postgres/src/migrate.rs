@@ -68,9 +68,12 @@ pub(crate) async fn found(
     options: &Options,
 ) -> Result<u32, OpenError> {
     let sql = |error: sqlx::Error| OpenError::from_sql(pool, &error);
+    // Opening a table is what makes a session hear of tables that others have made meanwhile. A name alone is looked up in
+    // what the session remembers, and one that asked before it waited for the lock remembers that there was none.
     let row = sqlx::query(
         "SELECT m IS NOT NULL, coalesce(has_table_privilege(m, 'SELECT'), false) \
-         FROM (SELECT to_regclass('baton_schema_migrations')::oid AS m) AS one",
+         FROM (SELECT (SELECT c.oid FROM pg_catalog.pg_class c \
+           WHERE c.oid = to_regclass('baton_schema_migrations')) AS m) AS one",
     )
     .one(transaction)
     .await
