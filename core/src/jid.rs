@@ -333,7 +333,7 @@ impl Jid {
 }
 
 /// Longest user part, in bytes. Addresses are names of rows, and no store takes longer names.
-const MAX_USER: usize = 255;
+const MAX_USER: usize = crate::limits::JID_USER;
 
 /// Whether a text can be the user part of a JID: at most 255 bytes without `@`, `:`, white space and control
 /// characters.

@@ -11,6 +11,7 @@
 //! | 1 | [`crypto`] | key types, X25519, XEdDSA, HKDF, AES |
 //! | 1 | [`proto`] | protobuf messages, the fields we use |
 //! | 1 | [`jid`] | addresses as types |
+//! | 1 | [`limits`] | how much may be asked of any of the others |
 //! | 2 | [`wire`] | bytes ↔ nodes: frames, Noise, binary XML |
 //! | 2 | [`signal`] | X3DH, Double Ratchet, sender keys |
 //! | 2 | [`media`] | files outside the protocol: decrypted in pieces |
@@ -21,6 +22,7 @@
 //! | 5 | [`archive`] | one account out of a store and into another, as an encrypted file |
 //! | 5 | [`cluster`] | which host keeps which account, through crashes, freezes and rolling updates |
 //! | 5 | [`engine`] | one account: routes inputs, collects effects, holds the durability gate |
+//! | 6 | [`journal`] | what happened to an engine, to be done again elsewhere |
 #![warn(missing_docs)]
 // Bytes from outside end in an error. Tests may do as they like.
 #![cfg_attr(
@@ -41,6 +43,8 @@ pub mod engine;
 pub mod flow;
 pub mod history;
 pub mod jid;
+pub mod journal;
+pub mod limits;
 pub mod media;
 pub mod proto;
 pub mod signal;

@@ -15,7 +15,7 @@ const BLOCK: usize = 16;
 const MAC: usize = 10;
 
 /// Length of the parts that a [`Survey`] notes.
-pub const PART_BYTES: usize = 256 << 10;
+pub const PART_BYTES: usize = crate::limits::MEDIA_PART;
 
 /// What a file is: its key is derived for that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

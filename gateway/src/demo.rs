@@ -4,6 +4,7 @@ use crate::{
     cli::Common,
     report,
     setup::Failure,
+    signals::Signals,
     stage::{self, Beat, Disaster, Plan, Size, Split, Staging, Verdict},
     store::Place,
 };
@@ -94,7 +95,13 @@ pub(crate) async fn run(common: &Common, flags: Flags) -> Result<(), Failure> {
         ..Staging::new(program, scratch.path().to_owned())
     };
     let json = common.json;
-    let verdict = stage::play(&plan, &staging, &mut |beat| tell(json, &beat)).await;
+    let mut signals = Signals::new()?;
+    let mut told = |beat| tell(json, &beat);
+    // Its processes end with the play; with this process they would not.
+    let verdict = tokio::select! { biased;
+        () = signals.next() => return Err(Failure::failed("interrupted")),
+        verdict = stage::play(&plan, &staging, &mut told) => verdict,
+    };
 
     let clean = matches!(&verdict, Ok(verdict) if verdict.is_clean());
     let naive = flags.disaster == Disaster::Naive;

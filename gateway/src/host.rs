@@ -66,5 +66,5 @@ pub(crate) async fn run(common: &Common, flags: Flags) -> Result<(), Failure> {
         (true, Place::Postgres(_)) => return Err(Failure::setup("--naive is for SQLite")),
     };
     let store = Troubled::new(store, flags.silence, naive);
-    serve::serve(store, config, &flags.serve, options).await
+    serve::serve(store, config, &flags.serve, None, options).await
 }

@@ -161,6 +161,11 @@ fn source(common: &Common, place: &Place) -> Result<KeySource, Failure> {
     })
 }
 
+/// The master key that the flags name, for what is no database.
+pub(crate) async fn secret(common: &Common) -> Result<SecretKey, Failure> {
+    load(&source(common, &Place::of(common)?)?).await
+}
+
 async fn load(source: &KeySource) -> Result<SecretKey, Failure> {
     let Loaded { key, warning } = source.load().await.map_err(setup)?;
     if let Some(warning) = warning {

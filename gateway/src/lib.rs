@@ -7,6 +7,7 @@
 //! | [`setup`] | from flags to a store, an account, a configuration |
 //! | `link`, `send`, `tail`, `people`, `key`, `archive`, `restored` | a verb each, or two |
 //! | `serve` | every account whose lease this host wins |
+//! | `signals` | what asks a process to end |
 //! | `hosts` | the fleet: who is in it, draining, moving |
 //! | `host` | `serve` with the switches of the demonstration |
 //! | [`report`] | events as JSON and as lines for people; QR codes |
@@ -27,6 +28,7 @@ mod restored;
 mod send;
 mod serve;
 pub mod setup;
+mod signals;
 pub mod stage;
 pub mod store;
 mod tail;

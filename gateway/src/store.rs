@@ -2,9 +2,7 @@
 
 use crate::{cli::Common, key, setup::Failure};
 use baton_core::state::{
-    AccountId, AccountInfo, Batch, Beat, Beaten, BusinessId, Change, Claim, Epoch, HandOver,
-    HostInfo, HostView, Incarnation, Key, Lease, MessageId, Micros, Orphan, Outcome, Placement,
-    Record, Row, Scan, Seal, Store, StoreError, Table, Term, UnixMillis,
+    Store, StoreError,
     sealed::{self, PlainRows, Sealed, is_encrypted},
 };
 use baton_store_postgres::PgStore;
@@ -226,179 +224,16 @@ macro_rules! each_sealed {
 }
 pub(crate) use each_sealed;
 
+macro_rules! pass_on {
+    ($name:ident($($arg:ident: $kind:ty),*) -> $answer:ty) => {
+        async fn $name(&self, $($arg: $kind),*) -> Result<$answer, StoreError> {
+            each!(self, store => store.$name($($arg),*))
+        }
+    };
+}
+
 impl Store for AnyStore {
-    async fn load(&self, account: &AccountId, keys: Vec<Key>) -> Result<Vec<Row>, StoreError> {
-        each!(self, store => store.load(account, keys))
-    }
-
-    async fn scan(&self, account: &AccountId, scan: Scan) -> Result<Vec<(Key, Row)>, StoreError> {
-        each!(self, store => store.scan(account, scan))
-    }
-
-    async fn commit(&self, batches: Vec<Batch>) -> Result<Vec<Outcome>, StoreError> {
-        each!(self, store => store.commit(batches))
-    }
-
-    async fn confirm(&self, terms: Vec<(AccountId, Term)>) -> Result<Vec<Outcome>, StoreError> {
-        each!(self, store => store.confirm(terms))
-    }
-
-    async fn create_account(
-        &self,
-        business: &BusinessId,
-        name: &str,
-    ) -> Result<AccountId, StoreError> {
-        each!(self, store => store.create_account(business, name))
-    }
-
-    async fn delete_account(&self, account: &AccountId) -> Result<(), StoreError> {
-        each!(self, store => store.delete_account(account))
-    }
-
-    async fn accounts(&self, business: &BusinessId) -> Result<Vec<AccountInfo>, StoreError> {
-        each!(self, store => store.accounts(business))
-    }
-
-    async fn tenants(&self) -> Result<Vec<BusinessId>, StoreError> {
-        each!(self, store => store.tenants())
-    }
-
-    async fn enqueue(
-        &self,
-        account: &AccountId,
-        id: MessageId,
-        request: Record,
-        at: UnixMillis,
-    ) -> Result<bool, StoreError> {
-        each!(self, store => store.enqueue(account, id, request, at))
-    }
-
-    async fn retain(
-        &self,
-        account: &AccountId,
-        table: Table,
-        before: UnixMillis,
-        limit: u32,
-    ) -> Result<u32, StoreError> {
-        each!(self, store => store.retain(account, table, before, limit))
-    }
-
-    async fn join(&self, who: Incarnation, info: HostInfo, ttl: Micros) -> Result<u16, StoreError> {
-        each!(self, store => store.join(who, info, ttl))
-    }
-
-    async fn beat(&self, who: Incarnation, beat: Beat) -> Result<Beaten, StoreError> {
-        each!(self, store => store.beat(who, beat))
-    }
-
-    async fn hosts(&self) -> Result<Vec<HostView>, StoreError> {
-        each!(self, store => store.hosts())
-    }
-
-    async fn drain(&self, who: Incarnation, drain: bool) -> Result<bool, StoreError> {
-        each!(self, store => store.drain(who, drain))
-    }
-
-    async fn declare_dead(&self, by: Incarnation, dead: Incarnation) -> Result<bool, StoreError> {
-        each!(self, store => store.declare_dead(by, dead))
-    }
-
-    async fn leave(&self, who: Incarnation) -> Result<(), StoreError> {
-        each!(self, store => store.leave(who))
-    }
-
-    async fn claim(
-        &self,
-        who: Incarnation,
-        accounts: Vec<AccountId>,
-    ) -> Result<Vec<Claim>, StoreError> {
-        each!(self, store => store.claim(who, accounts))
-    }
-
-    async fn release(
-        &self,
-        who: Incarnation,
-        accounts: Vec<(AccountId, Epoch)>,
-    ) -> Result<(), StoreError> {
-        each!(self, store => store.release(who, accounts))
-    }
-
-    async fn hand_over(
-        &self,
-        who: Incarnation,
-        account: &AccountId,
-        epoch: Epoch,
-        to: Incarnation,
-    ) -> Result<HandOver, StoreError> {
-        each!(self, store => store.hand_over(who, account, epoch, to))
-    }
-
-    async fn held(&self, who: Incarnation) -> Result<Vec<(AccountId, Lease)>, StoreError> {
-        each!(self, store => store.held(who))
-    }
-
-    async fn orphans(
-        &self,
-        after: Option<AccountId>,
-        limit: u32,
-    ) -> Result<Vec<Orphan>, StoreError> {
-        each!(self, store => store.orphans(after, limit))
-    }
-
-    async fn misplaced(&self, who: Incarnation) -> Result<Vec<(AccountId, Placement)>, StoreError> {
-        each!(self, store => store.misplaced(who))
-    }
-
-    async fn mail(&self, who: Incarnation) -> Result<Vec<AccountId>, StoreError> {
-        each!(self, store => store.mail(who))
-    }
-
-    async fn place(&self, account: &AccountId, placement: Placement) -> Result<(), StoreError> {
-        each!(self, store => store.place(account, placement))
-    }
-
-    async fn retire(
-        &self,
-        who: Incarnation,
-        account: &AccountId,
-        epoch: Epoch,
-    ) -> Result<bool, StoreError> {
-        each!(self, store => store.retire(who, account, epoch))
-    }
-
-    async fn history(&self) -> Result<Seal, StoreError> {
-        each!(self, store => store.history())
-    }
-
-    async fn renew_history(&self, now: Seal) -> Result<Seal, StoreError> {
-        each!(self, store => store.renew_history(now))
-    }
-
-    async fn watch(&self, who: Incarnation) -> Result<Change, StoreError> {
-        each!(self, store => store.watch(who))
-    }
-
-    async fn vault(&self, business: &BusinessId) -> Result<Vec<(u32, Record)>, StoreError> {
-        each!(self, store => store.vault(business))
-    }
-
-    async fn swap_vault(
-        &self,
-        business: &BusinessId,
-        number: u32,
-        old: Option<Record>,
-        new: Option<Record>,
-    ) -> Result<bool, StoreError> {
-        each!(self, store => store.swap_vault(business, number, old, new))
-    }
-
-    async fn swap_records(
-        &self,
-        account: &AccountId,
-        records: Vec<(Key, Record, Record)>,
-    ) -> Result<u32, StoreError> {
-        each!(self, store => store.swap_records(account, records))
-    }
+    baton_core::delegate_store!(with pass_on: all);
 }
 
 #[cfg(test)]

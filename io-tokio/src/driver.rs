@@ -1,8 +1,8 @@
 //! The driver: drains the engine, carries out what it wants, waits for exactly one thing, hands it in.
 
-use crate::{Commits, Connector, Env, Link, Moved, Tenure, Word, fetch::Fetches};
+use crate::{Commits, Connector, Env, Link, Moved, Recorded, Tenure, Word, fetch::Fetches};
 use baton_core::{
-    engine::{Engine, Grant, Input, Output},
+    engine::{Grant, Input, Output},
     flow::{Command, CommandError, CommandId, Connection, Event, Notice, Reply, StopReason},
     state::{Batch, EventSeq, Micros, Outcome, Seq, Store, StoreError},
 };
@@ -71,7 +71,7 @@ const LAST_WORDS: Micros = Micros::from_millis(1500);
 /// be reached is asked again with the same batches until it answers or the lease ends: applying a batch twice changes
 /// nothing, so the outcome of the first try need not be known.
 pub async fn drive<S: Store, C: Connector, E: Env, A: App, T: Tenure>(
-    mut engine: Engine,
+    engine: impl Into<Recorded>,
     env: &E,
     commits: &Commits<S, E>,
     tenure: &mut T,
@@ -79,6 +79,7 @@ pub async fn drive<S: Store, C: Connector, E: Env, A: App, T: Tenure>(
     app: &mut A,
     options: DriveOptions,
 ) -> StopReason {
+    let mut engine = engine.into();
     let account = tenure.account().clone();
     let mut wire = Vec::new();
     let mut sealed = Vec::new();

@@ -21,6 +21,7 @@ mod env;
 mod fetch;
 mod files;
 mod fleet;
+mod journal;
 pub mod keys;
 mod membership;
 mod stream;
@@ -39,6 +40,7 @@ pub use fleet::{
     AccountStatus, Fleet, FleetEnd, FleetEvent, FleetEvents, FleetHandle, FleetOptions, HostStatus,
     Takeover,
 };
+pub use journal::{Journals, Recorded};
 pub use membership::{AccountLease, Claimed, MemberOptions, Membership, Standing};
 pub use stream::{ConnectError, Connector, TcpConnector, TcpOrTls};
 pub use supervise::{End, Host, Options, Ownership, Retention, account_named, open};

@@ -3,13 +3,13 @@
 
 use crate::{
     Account, AccountLease, Claimed, CommitOptions, Commits, Connector, DriveOptions, Env, Inbox,
-    Link, MemberOptions, Membership, Standing, SystemEnv, TcpConnector,
+    Journals, Link, MemberOptions, Membership, Recorded, Standing, SystemEnv, TcpConnector,
     account::{Desk, ends},
     drive,
 };
 use baton_core::{
-    engine::Engine,
     flow::{Config, StopReason},
+    journal::{Birth, Seed},
     state::{
         AccountId, BusinessId, Epoch, Incarnation, Micros, Store, StoreError, Table, UnixMillis,
     },
@@ -90,6 +90,8 @@ pub struct Options {
     pub drive: DriveOptions,
     /// When old rows leave.
     pub retention: Retention,
+    /// Journals of what happens to engines, if any are kept.
+    pub journals: Option<Journals>,
 }
 
 impl Default for Options {
@@ -103,6 +105,7 @@ impl Default for Options {
             replaced_window: Micros::from_secs(600),
             drive: DriveOptions::default(),
             retention: Retention::default(),
+            journals: None,
         }
     }
 }
@@ -334,7 +337,14 @@ impl<S: Store, C: Connector, E: Env> Host<S, C, E> {
         desk: &mut Desk,
     ) -> StopReason {
         let (seed, now) = (self.env.entropy(), self.env.now());
-        let engine = Engine::new(account.clone(), config.clone(), lease.grant(), seed, now);
+        let birth = Birth {
+            account: account.clone(),
+            config: config.clone(),
+            grant: lease.grant(),
+            seed: Seed(seed),
+            now,
+        };
+        let engine = Recorded::new(birth, self.options.journals.as_ref());
         let mut link = Link::new(self.connector.clone(), self.env.clone());
         tokio::select! { biased;
             reason = drive(engine, &self.env, &self.commits, lease, &mut link, desk, self.options.drive) => reason,

@@ -19,7 +19,10 @@ fn main() {
         .nth(1)
         .and_then(|text| text.parse().ok())
         .unwrap_or(2000);
-    let mut world = World::new(Options::default());
+    let mut world = World::new(Options {
+        record: true,
+        ..Options::default()
+    });
     world.link_all();
     // One conversation, then a minute of silence: sessions are in memory, nothing is under way.
     world.plan_text(0, 0, 1, "hello");

@@ -1,5 +1,9 @@
 //! The simulated WhatsApp service, on its own, on a socket, and in a whole simulated world.
 
+pub mod batch;
+#[cfg(feature = "serve")]
+pub mod kit;
+#[cfg(feature = "serve")]
 pub mod serve;
 pub mod service;
 #[cfg(feature = "tier-b")]

@@ -1,11 +1,15 @@
 //! `sim serve`: the simulated WhatsApp service for real clients. `sim run`: engines in a simulated world, by the seed.
 
+mod cli;
+
 use clap::{Args, Parser, Subcommand};
+use cli::Cryptography;
 use serde_json::json;
 use sim::{
+    batch::{Said, a_minute, batch, cores},
     serve::{ServeOptions, SimServer},
     tier_b,
-    world::chaos::chaos,
+    world::{Crypto, chaos, plan::Plan},
 };
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -31,6 +35,20 @@ enum Command {
     Run(Run),
     /// Run one seed of tier B on several stores, side by side, and stop at the first line of the trace that differs.
     Diff(Diff),
+    /// Print what a seed of tier A has in store.
+    Plan(cli::plan::Options),
+    /// Run one plan of tier A, and tell it line by line.
+    Replay(cli::replay::Options),
+    /// Make a plan of tier A that breaks a rule as small as it goes.
+    Shrink(cli::shrink::Options),
+    /// Run seeds of tier A until the time is over, and shrink what fails.
+    Hunt(cli::hunt::Options),
+    /// Run a seed of tier A in two processes, and compare them line by line.
+    Meta(cli::meta::Options),
+    /// Count what seeds of tier A reach: a batch fails that misses anything.
+    Cover(cli::cover::Options),
+    /// Put old mistakes back, and see who finds them.
+    Bugs(cli::bugs::Options),
 }
 
 /// The two tiers of simulation.
@@ -65,6 +83,9 @@ struct Run {
     /// Engines alone, or the real drivers over a simulated network.
     #[arg(long, value_enum, default_value_t = Tier::A)]
     tier: Tier,
+    /// The cryptography of tier A.
+    #[arg(long, value_enum, default_value_t = Cryptography::Mixed)]
+    crypto: Cryptography,
     /// The store of tier B.
     #[arg(long, value_enum, default_value_t = Backend::Memory)]
     backend: Backend,
@@ -137,6 +158,13 @@ async fn main() -> ExitCode {
         Command::Run(run) if run.tier == Tier::B => return tier_b_worlds(&run),
         Command::Run(run) => return worlds(&run),
         Command::Diff(diff) => return tier_b_diff(&diff),
+        Command::Plan(options) => return cli::plan::run(&options),
+        Command::Replay(options) => return cli::replay::run(&options),
+        Command::Shrink(options) => return cli::shrink::run(&options),
+        Command::Hunt(options) => return cli::hunt::run(&options),
+        Command::Meta(options) => return cli::meta::run(&options),
+        Command::Cover(options) => return cli::cover::run(&options),
+        Command::Bugs(options) => return cli::bugs::run(&options),
     };
     match serve_clients(serve).await {
         Ok(()) => ExitCode::SUCCESS,
@@ -181,69 +209,55 @@ async fn serve_clients(serve: Serve) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Runs the seeds on every core; the verdicts are printed in the order of the seeds.
+/// Runs the seeds of tier A on every core.
 fn worlds(run: &Run) -> ExitCode {
-    let began = std::time::Instant::now();
-    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let (mut failed, mut texts, mut settings, mut history) = (0_u64, 0, 0, 0);
-    let mut seed = run.from;
-    let end = run.from.saturating_add(run.seeds);
-    while seed < end {
-        let round: Vec<u64> = (seed..end).take(workers * 8).collect();
-        seed += round.len() as u64;
-        let share = round.len().div_ceil(workers);
-        let verdicts: Vec<_> = std::thread::scope(|scope| {
-            let threads: Vec<_> = round
-                .chunks(share)
-                .map(|seeds| {
-                    scope.spawn(|| {
-                        seeds
-                            .iter()
-                            .map(|seed| (*seed, chaos(*seed)))
-                            .map(|(seed, (_, plan, verdict))| (seed, plan, verdict))
-                            .collect::<Vec<_>>()
-                    })
-                })
-                .collect();
-            threads
-                .into_iter()
-                .filter_map(|thread| thread.join().ok())
-                .flatten()
-                .collect()
-        });
-        // A world that panicked has no verdict.
-        failed += (round.len() - verdicts.len()) as u64;
-        for (seed, plan, verdict) in verdicts {
-            texts += verdict.received;
-            settings += verdict.settings;
-            history += verdict.history;
-            if run.verbose || !verdict.is_good() {
-                println!(
-                    "seed {seed}: {} accounts, {} texts, {} changes of settings, {} histories, {:?}",
-                    plan.accounts, plan.texts, plan.changes, plan.histories, plan.steps
-                );
-            }
-            if !verdict.is_good() {
-                failed += 1;
-                println!(
-                    "seed {seed}: {verdict:#?}\n  again with: sim run --from {seed} --seeds 1 --verbose"
-                );
-            }
+    let (mut texts, mut settings, mut history, mut real) = (0, 0, 0, 0_u64);
+    let plan = |seed| {
+        let mut plan = Plan::draw(seed);
+        run.crypto.choose(&mut plan);
+        plan
+    };
+    let world = |seed| {
+        let plan = plan(seed);
+        let (_, verdict) = chaos::run(&plan);
+        (plan, verdict)
+    };
+    let (good, spent) = batch(run.from, run.seeds, world, |seed, result| {
+        let Some((plan, verdict)) = result else {
+            // The panic has said what it had to say.
+            return Said {
+                good: false,
+                text: format!("seed {seed}: panicked"),
+            };
+        };
+        real += u64::from(plan.crypto() == Crypto::Real);
+        texts += verdict.received;
+        settings += verdict.settings;
+        history += verdict.history;
+        let good = verdict.is_good();
+        let mut text = String::new();
+        if run.verbose || !good {
+            text = plan.to_string();
         }
-    }
-    let spent = began.elapsed().as_secs_f64();
+        if !good {
+            text += &format!(
+                "seed {seed}: {verdict:#?}\n  again with: sim run --from {seed} --seeds 1 --crypto {} --verbose",
+                run.crypto
+            );
+        }
+        text.truncate(text.trim_end().len());
+        Said { good, text }
+    });
     println!(
-        "{texts} texts, {settings} settings, {history} messages of the past; {:.0} seeds a minute on {workers} cores",
-        run.seeds as f64 / spent * 60.0
+        "{texts} texts, {settings} settings, {history} messages of the past; {:.0} seeds a minute on {} cores, {real} of \
+         them with real cryptography",
+        a_minute(run.seeds, spent),
+        cores()
     );
-    println!(
-        "{} passed, {failed} failed",
-        run.seeds.saturating_sub(failed)
-    );
-    if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    println!("{good} passed, {} failed", run.seeds - good);
+    match good == run.seeds {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     }
 }
 

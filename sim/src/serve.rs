@@ -18,7 +18,7 @@
 //! The service itself is behind one lock, taken for the time of one input and never across an await. Effects are
 //! handed to the connections' tasks before the lock is given back, so that frames leave in the order they were sealed.
 
-mod files;
+pub(crate) mod files;
 mod http;
 pub(crate) mod hub;
 pub(crate) mod socket;
@@ -28,13 +28,16 @@ pub use state::StateError;
 
 use crate::service::{Now, Options, Service};
 use baton_core::crypto::PublicKey;
+use baton_core::flow::Endpoint;
 use baton_core::state::{Micros, UnixMillis};
+use baton_tokio::{ConnectError, Connector};
 use hub::Hub;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
+use tokio::io::DuplexStream;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -181,6 +184,15 @@ impl SimServer {
         self.host.service()
     }
 
+    /// Connections to this service without a socket, for many clients in its own process. Needs its runtime.
+    #[must_use]
+    pub fn in_memory(&self) -> InMemory {
+        InMemory {
+            host: Arc::clone(&self.host),
+            stop: self.stop.clone(),
+        }
+    }
+
     /// Closes all connections, and saves when everything has ended.
     pub async fn shutdown(mut self) -> Result<(), StateError> {
         // Whoever does not listen any more has ended already.
@@ -190,6 +202,30 @@ impl SimServer {
             Some(store) => store.save(&self.host.act(|service, _| service.save())),
             None => Ok(()),
         }
+    }
+}
+
+/// Bytes between a client and the service that lie in memory, in one direction.
+const BUFFER: usize = 64 * 1024;
+
+/// See [`SimServer::in_memory`]. The endpoint's host does not matter.
+#[derive(Clone, Debug)]
+pub struct InMemory {
+    host: Arc<Hub>,
+    stop: watch::Sender<bool>,
+}
+
+impl Connector for InMemory {
+    type Stream = DuplexStream;
+
+    async fn connect(&self, _endpoint: &Endpoint) -> Result<DuplexStream, ConnectError> {
+        if *self.stop.borrow() {
+            return Err(ConnectError::Io(io::ErrorKind::ConnectionRefused.into()));
+        }
+        let (ours, theirs) = tokio::io::duplex(BUFFER);
+        let (host, stopped) = (Arc::clone(&self.host), self.stop.subscribe());
+        tokio::spawn(socket::connection(host, theirs, stopped));
+        Ok(ours)
     }
 }
 

@@ -58,6 +58,19 @@ fn a_clock_that_stands_still() {
 }
 
 #[test]
+fn a_collection_of_yesterday() {
+    is_found(Bug::StaleCollections, says("appstate-no-fork"));
+}
+
+#[test]
+fn settings_without_their_macs() {
+    is_found(
+        Bug::ForgottenMacs,
+        says("the value MACs are not the phone's"),
+    );
+}
+
+#[test]
 fn a_consumer_that_acknowledges_before_it_has_answered() {
     is_found(Bug::HastyConsumer, says("was never answered"));
 }

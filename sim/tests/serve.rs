@@ -1,14 +1,16 @@
 //! The service on real sockets: in this process, and as `sim serve` in another.
 
+#[path = "support/remote.rs"]
+mod remote;
 mod support;
 
 use baton_core::wire::node::Node;
+use remote::Remote;
 use serde_json::json;
 use sim::serve::{ServeError, ServeOptions, SimServer};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
-use support::remote::Remote;
 use support::{Client, Net as _};
 
 const ALICE: &str = "15550000001";

@@ -80,6 +80,7 @@ fn a_recorded_log_replays_to_identical_outputs() {
     let mut world = World::new(Options {
         seed: 3,
         accounts: 3,
+        record: true,
         ..Options::default()
     });
     world.link_all();
@@ -117,10 +118,7 @@ fn chaos_loses_nothing() {
     let mut texts = 0;
     for seed in first..first + seeds {
         let (world, plan, verdict) = chaos(seed);
-        println!(
-            "seed {seed}: {} of {} texts; {:?}",
-            verdict.received, verdict.asked, plan.steps
-        );
+        println!("{} of {} texts; {plan}", verdict.received, verdict.asked);
         assert_good(&world, &verdict);
         texts += verdict.received;
     }

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fmt};
 use zeroize::Zeroizing;
 
 /// Longest id of a key; in practice they have 6 bytes.
-pub const MAX_KEY_ID: usize = 64;
+pub const MAX_KEY_ID: usize = crate::limits::SYNC_KEY_ID;
 
 /// What the five keys are derived for.
 const INFO: &[u8] = b"WhatsApp Mutation Keys";

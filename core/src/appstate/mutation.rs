@@ -12,10 +12,10 @@ use prost::Message as _;
 use std::fmt;
 
 /// Longest name of a setting. A chat, a message and a participant have less than a tenth of it.
-pub const MAX_INDEX_BYTES: usize = 4096;
+pub const MAX_INDEX_BYTES: usize = crate::limits::SETTING_INDEX;
 
 /// Longest encrypted value. Settings have some hundred bytes; a broadcast list or a set of keywords can have more.
-pub const MAX_VALUE_BYTES: usize = 1 << 20;
+pub const MAX_VALUE_BYTES: usize = crate::limits::SETTING_VALUE;
 
 const IV: usize = 16;
 const MAC: usize = 32;

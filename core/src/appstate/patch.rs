@@ -16,7 +16,7 @@ use prost::Message as _;
 use std::collections::BTreeMap;
 
 /// Most mutations in one patch. The service cuts earlier.
-pub const MAX_MUTATIONS: usize = 20_000;
+pub const MAX_MUTATIONS: usize = crate::limits::PATCH_MUTATIONS;
 
 /// Why a patch is refused. The state it was tried on is unchanged.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -8,19 +8,18 @@ use super::{
     Collection, KeyId, KeyRing, LtHash, MAX_RECORDS, Mutation, MutationError, Operation, Replaced,
     SnapshotError, State, mutation,
 };
-use crate::proto::sync::SyncdSnapshotRecovery;
+use crate::proto::{bounded::decode_list, sync::SyncdSnapshotRecovery};
 use flate2::read::GzDecoder;
-use prost::Message as _;
 use std::{collections::BTreeSet, io::Read as _};
 
 /// Longest answer, inflated.
-const MAX_BYTES: usize = 64 << 20;
+const MAX_BYTES: usize = crate::limits::RECOVERY;
 
 /// Reads the phone's answer; `compressed` as it says there. `None` if it is not what it should be, or inflates too far.
 #[must_use]
 pub fn read_recovery(bytes: &[u8], compressed: bool) -> Option<SyncdSnapshotRecovery> {
     if !compressed {
-        return SyncdSnapshotRecovery::decode(bytes).ok();
+        return decode_list(bytes, 3, MAX_RECORDS).ok();
     }
     let mut plain = Vec::new();
     let mut reader = GzDecoder::new(bytes).take(MAX_BYTES as u64 + 1);
@@ -28,7 +27,7 @@ pub fn read_recovery(bytes: &[u8], compressed: bool) -> Option<SyncdSnapshotReco
     if plain.len() > MAX_BYTES {
         return None;
     }
-    SyncdSnapshotRecovery::decode(plain.as_slice()).ok()
+    decode_list(plain.as_slice(), 3, MAX_RECORDS).ok()
 }
 
 /// The ids of all keys that its names depend on, those that are malformed left out.
@@ -107,6 +106,7 @@ mod tests {
         proto::sync::{SyncActionValue, SyncdPlainTextRecord, SyncdVersion},
     };
     use flate2::{Compression, write::GzEncoder};
+    use prost::Message as _;
     use std::io::Write as _;
 
     const COLLECTION: Collection = Collection::RegularLow;

@@ -12,7 +12,7 @@ use crate::{
 use std::collections::BTreeSet;
 
 /// Most settings in one collection. An address book of fifty thousand people fits four times.
-pub const MAX_RECORDS: usize = 200_000;
+pub const MAX_RECORDS: usize = crate::limits::COLLECTION_RECORDS;
 
 /// Why a snapshot is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -21,7 +21,9 @@ pub struct Call {
     /// If there is no answer after so long, give the connection up and answer [`Answer::Failed`].
     pub within: Micros,
     /// Use a connection that has *answered* something since the last failure, a new one if there is none. A host whose
-    /// questions arrive and whose answers get lost must not go on renewing a lease that it may not use.
+    /// questions arrive and whose answers get lost must not go on renewing a lease that it may not use. A store whose
+    /// every call begins with a question of its own, as a transaction does in PostgreSQL, and every one that is no network
+    /// away, does so anyway.
     pub fresh: bool,
 }
 

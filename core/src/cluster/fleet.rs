@@ -28,6 +28,9 @@ const QUIET: Micros = Micros::from_secs(300);
 /// and how often one in a hundred of all accounts may move.
 const MOVES: Micros = Micros::from_secs(60);
 
+/// An account that comes back within this time after it was moved was wished here: it is not moved again.
+const RETURN: Micros = Micros::from_secs(600);
+
 /// After the time for draining, so much for the store to take back what nobody wanted.
 const LAST_WORDS: Micros = Micros::from_secs(2);
 
@@ -118,6 +121,10 @@ pub struct Fleet {
     uneven_since: Option<Micros>,
     quiet_since: Micros,
     next_moves: Micros,
+    /// Moved to even out, and when.
+    moved: BTreeMap<AccountId, Micros>,
+    /// Came back: pinned here, most likely.
+    stays: BTreeSet<AccountId>,
     out: VecDeque<Output>,
 }
 
@@ -160,6 +167,8 @@ impl Fleet {
             uneven_since: None,
             quiet_since: now,
             next_moves: now,
+            moved: BTreeMap::new(),
+            stays: BTreeSet::new(),
             out: VecDeque::new(),
         })
     }
@@ -407,6 +416,7 @@ impl Fleet {
             self.timers.remove(&(wake, account.clone()));
         }
         self.no_turn(account);
+        self.stays.remove(account);
         self.terms.remove(account);
         let calls = self.host.calls();
         self.left.insert(account.clone(), (epoch, calls));
@@ -437,6 +447,11 @@ impl Fleet {
     fn owned(&mut self, account: &AccountId, lease: Lease, now: Micros) {
         self.claims.forget(account);
         self.known(account);
+        if let Some(moved) = self.moved.remove(account)
+            && now.since(moved) < RETURN
+        {
+            self.stays.insert(account.clone());
+        }
         self.tell(account, device::Input::Owned(lease), now);
     }
 
@@ -752,7 +767,7 @@ impl Fleet {
         let most = usize::try_from(part.min(u64::from(layout.surplus(me)))).unwrap_or(usize::MAX);
         let (mut strangers, mut natives) = (Vec::new(), Vec::new());
         for (account, device) in &self.devices {
-            if device.is_leaving() {
+            if device.is_leaving() || self.stays.contains(account) {
                 continue;
             }
             if layout.is_stranger(account, me) {
@@ -761,6 +776,7 @@ impl Fleet {
                 natives.push(account.clone());
             }
         }
+        self.moved.retain(|_, moved| now.since(*moved) < RETURN);
         let mut moved = 0;
         for account in strangers.into_iter().chain(natives) {
             if moved == most {
@@ -768,6 +784,7 @@ impl Fleet {
             }
             if let Some(to) = layout.relieve(&account, me) {
                 moved += 1;
+                self.moved.insert(account.clone(), now);
                 self.tell(&account, device::Input::Leave(Some(to)), now);
             }
         }

@@ -4,6 +4,8 @@
 //! most of the work of a message: keying an HMAC costs two compressions of the four a short message takes, and a
 //! chain key is used twice.
 
+#[cfg(feature = "stand-in-crypto")]
+use super::stand_in::{self, Hash, Purpose};
 use hmac::{Hmac, KeyInit, Mac};
 use md5::Md5;
 use sha1::Sha1;
@@ -19,20 +21,33 @@ const BLOCK_LEN: usize = 64;
 /// the same as 32 zero bytes.
 pub fn hkdf_sha256<const N: usize>(salt: &[u8], ikm: &[u8], info: &[u8]) -> Zeroizing<[u8; N]> {
     const { assert!(N <= 255 * HASH_LEN, "HKDF ends after 255 blocks") };
+    #[cfg(feature = "stand-in-crypto")]
+    if stand_in::active() {
+        return Zeroizing::new(stand_in::hkdf(salt, ikm, info));
+    }
+    real_hkdf_sha256(salt, ikm, info)
+}
+
+/// As [`hkdf_sha256`], whatever stands in for it: for random streams, which are the same in every run of a seed.
+pub(super) fn real_hkdf_sha256<const N: usize>(
+    salt: &[u8],
+    ikm: &[u8],
+    info: &[u8],
+) -> Zeroizing<[u8; N]> {
     /// Most derivations have no salt; this saves them two compressions.
-    static NO_SALT: LazyLock<HmacKey> = LazyLock::new(|| HmacKey::new(&[]));
+    static NO_SALT: LazyLock<Hmac<Sha256>> = LazyLock::new(|| real_hmac(&[]));
 
     let extracted = Zeroizing::new(if salt.is_empty() {
-        NO_SALT.mac(&[ikm])
+        finish(NO_SALT.clone(), &[ikm])
     } else {
-        HmacKey::new(salt).mac(&[ikm])
+        finish(real_hmac(salt), &[ikm])
     });
-    let expand = HmacKey::new(extracted.as_slice());
+    let expand = real_hmac(extracted.as_slice());
     let mut out = Zeroizing::new([0; N]);
     let mut block = Zeroizing::new([0; HASH_LEN]);
     for (index, chunk) in (1..=u8::MAX).zip(out.chunks_mut(HASH_LEN)) {
         let previous: &[u8] = if index == 1 { &[] } else { block.as_slice() };
-        let next = expand.mac(&[previous, info, &[index]]);
+        let next = finish(expand.clone(), &[previous, info, &[index]]);
         *block = next;
         chunk.copy_from_slice(&block[..chunk.len()]);
     }
@@ -44,75 +59,148 @@ pub fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
     HmacKey::new(key).mac(parts)
 }
 
+fn real_hmac(key: &[u8]) -> Hmac<Sha256> {
+    let mut block = Zeroizing::new([0; BLOCK_LEN]);
+    if let Some(start) = block.get_mut(..key.len()) {
+        start.copy_from_slice(key);
+    } else {
+        block[..HASH_LEN].copy_from_slice(&digest::<Sha256>(&[key]));
+    }
+    Hmac::new((&*block).into())
+}
+
+fn finish(mut mac: Hmac<Sha256>, parts: &[&[u8]]) -> [u8; 32] {
+    parts.iter().for_each(|part| mac.update(part));
+    mac.finalize().into_bytes().into()
+}
+
 /// A key taken in once and used for several messages.
 #[derive(Clone)]
-pub(crate) struct HmacKey(Hmac<Sha256>);
+pub(crate) struct HmacKey(HmacStream);
 
 impl HmacKey {
     pub(crate) fn new(key: &[u8]) -> Self {
-        let mut block = Zeroizing::new([0; BLOCK_LEN]);
-        if let Some(start) = block.get_mut(..key.len()) {
-            start.copy_from_slice(key);
-        } else {
-            block[..HASH_LEN].copy_from_slice(&sha256(&[key]));
-        }
-        Self(Hmac::new((&*block).into()))
+        Self(HmacStream::new(key))
     }
 
     pub(crate) fn mac(&self, parts: &[&[u8]]) -> [u8; 32] {
         let mut mac = self.0.clone();
         parts.iter().for_each(|part| mac.update(part));
-        mac.finalize().into_bytes().into()
+        mac.finish()
     }
 }
 
 /// HMAC-SHA512 with a key taken in once: the value MACs of app state (fact sheet 08.4).
 #[derive(Clone)]
-pub(crate) struct HmacSha512Key(Hmac<Sha512>);
+#[cfg_attr(
+    feature = "stand-in-crypto",
+    expect(
+        clippy::large_enum_variant,
+        reason = "the real one is the rule, and needs no allocation"
+    )
+)]
+pub(crate) enum HmacSha512Key {
+    Real(Hmac<Sha512>),
+    #[cfg(feature = "stand-in-crypto")]
+    StandIn(Hash),
+}
 
 impl HmacSha512Key {
     /// Keys are no longer than a block, 128 bytes; what is beyond is not looked at.
     pub(crate) fn new(key: &[u8; 32]) -> Self {
+        #[cfg(feature = "stand-in-crypto")]
+        if stand_in::active() {
+            return Self::StandIn(Hash::keyed(Purpose::Hmac512, key));
+        }
         let mut block = Zeroizing::new([0; 2 * BLOCK_LEN]);
         block[..key.len()].copy_from_slice(key);
-        Self(Hmac::new((&*block).into()))
+        Self::Real(Hmac::new((&*block).into()))
     }
 
     pub(crate) fn mac(&self, parts: &[&[u8]]) -> [u8; 64] {
-        let mut mac = self.0.clone();
-        parts.iter().for_each(|part| mac.update(part));
-        mac.finalize().into_bytes().into()
+        match self {
+            Self::Real(mac) => {
+                let mut mac = mac.clone();
+                parts.iter().for_each(|part| mac.update(part));
+                mac.finalize().into_bytes().into()
+            }
+            #[cfg(feature = "stand-in-crypto")]
+            Self::StandIn(hash) => {
+                let mut hash = hash.clone();
+                parts.iter().for_each(|part| hash.update(part));
+                hash.finish()
+            }
+        }
     }
 }
 
 /// SHA-256 of what comes in pieces.
-#[derive(Clone, Default)]
-pub(crate) struct Sha256Stream(Sha256);
+#[derive(Clone)]
+pub(crate) enum Sha256Stream {
+    Real(Sha256),
+    #[cfg(feature = "stand-in-crypto")]
+    StandIn(Hash),
+}
+
+impl Default for Sha256Stream {
+    fn default() -> Self {
+        #[cfg(feature = "stand-in-crypto")]
+        if stand_in::active() {
+            return Self::StandIn(Hash::new(Purpose::Sha256));
+        }
+        Self::Real(Sha256::default())
+    }
+}
 
 impl Sha256Stream {
     pub(crate) fn update(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
+        match self {
+            Self::Real(hash) => hash.update(bytes),
+            #[cfg(feature = "stand-in-crypto")]
+            Self::StandIn(hash) => hash.update(bytes),
+        }
     }
 
     pub(crate) fn finish(self) -> [u8; 32] {
-        self.0.finalize().into()
+        match self {
+            Self::Real(hash) => hash.finalize().into(),
+            #[cfg(feature = "stand-in-crypto")]
+            Self::StandIn(hash) => hash.finish(),
+        }
     }
 }
 
 /// HMAC-SHA256 of what comes in pieces.
-pub(crate) struct HmacStream(Hmac<Sha256>);
+#[derive(Clone)]
+pub(crate) enum HmacStream {
+    Real(Hmac<Sha256>),
+    #[cfg(feature = "stand-in-crypto")]
+    StandIn(Hash),
+}
 
 impl HmacStream {
     pub(crate) fn new(key: &[u8]) -> Self {
-        Self(HmacKey::new(key).0)
+        #[cfg(feature = "stand-in-crypto")]
+        if stand_in::active() {
+            return Self::StandIn(Hash::keyed(Purpose::Hmac256, key));
+        }
+        Self::Real(real_hmac(key))
     }
 
     pub(crate) fn update(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
+        match self {
+            Self::Real(mac) => mac.update(bytes),
+            #[cfg(feature = "stand-in-crypto")]
+            Self::StandIn(hash) => hash.update(bytes),
+        }
     }
 
     pub(crate) fn finish(self) -> [u8; 32] {
-        self.0.finalize().into_bytes().into()
+        match self {
+            Self::Real(mac) => mac.finalize().into_bytes().into(),
+            #[cfg(feature = "stand-in-crypto")]
+            Self::StandIn(hash) => hash.finish(),
+        }
     }
 }
 
@@ -123,6 +211,10 @@ pub fn verify_mac(expected: &[u8], got: &[u8]) -> bool {
 
 /// SHA-256 of the concatenation of `parts`.
 pub fn sha256(parts: &[&[u8]]) -> [u8; 32] {
+    #[cfg(feature = "stand-in-crypto")]
+    if stand_in::active() {
+        return stand_in::hash(Purpose::Sha256, parts);
+    }
     digest::<Sha256>(parts).into()
 }
 

@@ -5,6 +5,8 @@
 //! bytes and makes the caller name the form: `as_bytes`/`from_slice` or `serialize`/`deserialize`.
 
 use super::Rng;
+#[cfg(feature = "stand-in-crypto")]
+use super::stand_in;
 use curve25519_dalek::edwards::{CompressedEdwardsY, EdwardsPoint};
 use curve25519_dalek::montgomery::MontgomeryPoint;
 use curve25519_dalek::scalar::clamp_integer;
@@ -116,6 +118,10 @@ impl PrivateKey {
 
     /// The public half. A multiplication each time: keep the result, or a [`KeyPair`].
     pub fn public_key(&self) -> PublicKey {
+        #[cfg(feature = "stand-in-crypto")]
+        if stand_in::active() {
+            return PublicKey(stand_in::public_key(&self.bytes));
+        }
         PublicKey(MontgomeryPoint::mul_base_clamped(self.bytes).0)
     }
 
@@ -124,6 +130,16 @@ impl PrivateKey {
     /// A peer's key of low order is refused ([`KeyError::LowOrder`]); accepting it would let the peer choose the
     /// secret for both.
     pub fn agree(&self, theirs: &PublicKey) -> Result<SharedSecret, KeyError> {
+        #[cfg(feature = "stand-in-crypto")]
+        if stand_in::active() {
+            return match stand_in::is_low_order(&theirs.0) {
+                true => Err(KeyError::LowOrder),
+                false => Ok(SharedSecret(stand_in::agree(
+                    &stand_in::public_key(&self.bytes),
+                    &theirs.0,
+                ))),
+            };
+        }
         let secret = SharedSecret(theirs.montgomery().mul_clamped(self.bytes).0);
         // The accumulated OR looks at every byte, so the time taken says nothing about a good secret.
         if secret.0.iter().fold(0, |seen, byte| seen | byte) == 0 {

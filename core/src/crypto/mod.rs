@@ -7,6 +7,9 @@
 //! a passphrase by Argon2id.
 //! The floors above never touch a cipher crate: what they may do is what this module offers.
 //!
+//! Simulated worlds may ask for stand-ins that keep the laws of all this and cost next to nothing; what they are behind
+//! is a feature that no product has: [`HAS_STAND_INS`].
+//!
 //! Three promises hold for everything here:
 //!
 //! - A secret redacts its `Debug` and is wiped when dropped.
@@ -20,6 +23,8 @@ mod kdf;
 mod keys;
 mod rng;
 mod secret;
+#[cfg(feature = "stand-in-crypto")]
+pub mod stand_in;
 mod xeddsa;
 
 pub use aead::XChaCha;
@@ -33,6 +38,9 @@ pub use keys::{KeyError, KeyPair, PrivateKey, PublicKey, SharedSecret};
 pub use rng::Rng;
 pub use secret::{PassphraseCost, SecretKey, SecretKeyError, UnusableCost};
 pub use xeddsa::{BadSignature, Signature};
+
+/// Whether this build has the stand-ins of the feature `stand-in-crypto`. A product refuses to be built with them.
+pub const HAS_STAND_INS: bool = cfg!(feature = "stand-in-crypto");
 
 /// What tests of several floors need to read vectors.
 #[cfg(test)]

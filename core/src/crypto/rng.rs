@@ -3,7 +3,7 @@
 //! The core must not ask the operating system, so the embedder seeds it once and may mix in more later. The same
 //! seed and the same inputs give the same run, key for key; that is what makes a failing simulation repeatable.
 
-use super::hkdf_sha256;
+use super::kdf::real_hkdf_sha256;
 use chacha20::ChaCha20Rng;
 use rand_core::{SeedableRng, TryCryptoRng, TryRng};
 use std::convert::Infallible;
@@ -66,13 +66,13 @@ impl Rng {
         let (old, new) = material.split_at_mut(32);
         self.fill(old);
         new.copy_from_slice(&fresh);
-        *self = Self::from_seed(*hkdf_sha256(&[], material.as_slice(), b"Baton reseed"));
+        *self = Self::from_seed(*real_hkdf_sha256(&[], material.as_slice(), b"Baton reseed"));
     }
 
     /// A stream of its own for a part of the program, so that what it draws does not shift what the others draw.
     pub fn fork(&mut self, label: &str) -> Self {
         let material = zeroize::Zeroizing::new(self.bytes::<32>());
-        Self::from_seed(*hkdf_sha256(
+        Self::from_seed(*real_hkdf_sha256(
             b"Baton fork",
             material.as_slice(),
             label.as_bytes(),

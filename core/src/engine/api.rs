@@ -7,6 +7,7 @@ use crate::{
     },
     state::{Batch, Epoch, EventSeq, Key, Lease, Micros, Row, Scan, Seal, Seq},
 };
+use std::fmt;
 
 /// The right to act. The lease's term fences the store; `until` bounds what no store can fence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +25,7 @@ pub struct Grant {
 pub struct LoadId(pub u64);
 
 /// Everything that can happen to an engine.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Input<'a> {
     /// The connection asked for by [`Output::Open`] stands.
     Opened,
@@ -67,6 +68,30 @@ pub enum Input<'a> {
     Reseed([u8; 32]),
     /// Time has passed.
     Tick,
+}
+
+/// Says what, and how much of it; never what peers wrote, and no seed.
+impl fmt::Debug for Input<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Opened => f.write_str("Opened"),
+            Self::Received(bytes) => write!(f, "Received({} bytes)", bytes.len()),
+            Self::Closed => f.write_str("Closed"),
+            Self::Loaded(id, rows) => write!(f, "Loaded({}, {rows:?})", id.0),
+            Self::Scanned(id, rows) => write!(f, "Scanned({}, {rows:?})", id.0),
+            Self::Committed { epoch, upto } => {
+                write!(f, "Committed(epoch {}, up to {})", epoch.0, upto.0)
+            }
+            Self::Fenced { by } => write!(f, "Fenced(by epoch {})", by.0),
+            Self::Unsealed { history } => write!(f, "Unsealed({history:?})"),
+            Self::StoreRefused(why) => write!(f, "StoreRefused({why:?})"),
+            Self::Fetched(id, fetched) => write!(f, "Fetched({}, {fetched:?})", id.0),
+            Self::Granted(grant) => write!(f, "Granted({grant:?})"),
+            Self::Command(id, command) => write!(f, "Command({}, {command:?})", id.0),
+            Self::Reseed(_) => f.write_str("Reseed(..)"),
+            Self::Tick => f.write_str("Tick"),
+        }
+    }
 }
 
 /// Everything an engine can want.
@@ -120,4 +145,19 @@ pub struct Appetite {
     pub bytes: bool,
     /// Accept so many commands.
     pub commands: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A log at trace level shows inputs.
+    #[test]
+    fn an_input_shows_no_seed_and_no_bytes() {
+        assert_eq!(format!("{:?}", Input::Reseed([77; 32])), "Reseed(..)");
+        assert_eq!(
+            format!("{:?}", Input::Received(b"secret")),
+            "Received(6 bytes)"
+        );
+    }
 }

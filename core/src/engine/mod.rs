@@ -823,7 +823,9 @@ impl Engine {
             return;
         }
         loop {
-            while let Some(work) = self.sync.advance(&mut self.cx, self.login.is_online()) {
+            // Logged in until the connection is known to be gone; what was closed has nobody to ask before that.
+            let online = self.login.is_online() && self.cx.connection.is_some();
+            while let Some(work) = self.sync.advance(&mut self.cx, online) {
                 self.enqueue(Work::Sync(work));
             }
             let machines = Machines {

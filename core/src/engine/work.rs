@@ -20,7 +20,7 @@ use crate::{
 use std::collections::VecDeque;
 
 /// Rows are wanted ahead of need while the next load has fewer than this.
-const WANTED: usize = 256;
+const WANTED: usize = crate::limits::ROWS_AHEAD;
 
 /// One piece of work.
 #[derive(Debug)]

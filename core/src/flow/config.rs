@@ -1,6 +1,6 @@
 //! What the embedder decides: limits, timing, what the client calls itself, where the service is.
 
-use crate::{crypto::PublicKey, state::Micros};
+use crate::{crypto::PublicKey, limits, state::Micros};
 use std::num::NonZeroU32;
 
 /// Everything an engine is told before its first input.
@@ -52,13 +52,13 @@ impl Limits {
             }
         }
         Self {
-            batches_in_flight: n(4),
-            work_queued: n(512),
-            cache_bytes: n(256 << 10),
-            gate_bytes: n(1 << 20),
-            frame_bytes: n((1 << 24) - 1),
-            outbox: n(1024),
-            events_in_flight: n(256),
+            batches_in_flight: n(limits::BATCHES_IN_FLIGHT),
+            work_queued: n(limits::WORK_QUEUED),
+            cache_bytes: n(limits::CACHE_BYTES),
+            gate_bytes: n(limits::GATE_BYTES),
+            frame_bytes: n(limits::FRAME as u32),
+            outbox: n(limits::OUTBOX),
+            events_in_flight: n(limits::EVENTS_IN_FLIGHT),
         }
     }
 }

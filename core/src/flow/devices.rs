@@ -16,7 +16,7 @@ use crate::{
 use std::collections::{BTreeMap, BTreeSet};
 
 /// More entries than this in one answer are not looked at: we ask for two users, or for their devices.
-const ENTRIES: usize = 1024;
+const ENTRIES: usize = crate::limits::ANSWER_ENTRIES;
 
 /// Asks for the device lists and LIDs of users.
 pub(crate) fn ask_devices(cx: &mut Context, users: Vec<Jid>) {

@@ -9,10 +9,10 @@ use super::{
 use crate::{appstate::Collection, jid::Jid, state::Key, wire::node::Node};
 
 /// More children than this are not looked at.
-const CHILDREN: usize = 64;
+const CHILDREN: usize = crate::limits::NOTIFICATION_CHILDREN;
 
 /// Nothing that the service can make us ask is asked while so many questions are open.
-const QUERIES: usize = 256;
+const QUERIES: usize = crate::limits::OPEN_QUERIES;
 
 /// What a stanza asks the engine to do beyond this module.
 #[derive(Clone, Debug, PartialEq, Eq)]

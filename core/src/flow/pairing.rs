@@ -23,13 +23,13 @@ use std::collections::VecDeque;
 const ROUNDS: u32 = 6;
 
 /// References that the service gives at once; the first code is shown longer only while all are left.
-const REFERENCES: usize = 6;
+const REFERENCES: usize = crate::limits::PAIRING_REFERENCES;
 
 /// What fits into a QR code beside our keys, and far more than the service gives.
-const REFERENCE_BYTES: usize = 512;
+const REFERENCE_BYTES: usize = crate::limits::PAIRING_REFERENCE;
 
 /// Longest name that is kept; the service's are shorter.
-const NAME_BYTES: usize = 255;
+const NAME_BYTES: usize = crate::limits::NAME;
 
 /// See the module documentation.
 #[derive(Debug, Default)]

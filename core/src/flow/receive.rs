@@ -8,21 +8,22 @@ use super::{Context, Event, Message, adv, devices, inbox, pre_keys, retry::Retri
 use crate::{
     crypto::sha256,
     jid::{Jid, Server},
-    proto::{e2e, record},
+    limits::MESSAGE_PARTS,
+    proto::{bounded::decode_within, e2e, record},
     signal::{self, DecryptError, PreKeyMessage, SenderKeyRecord, SessionRecord},
-    state::{Key, MessageId, Record, codec},
+    state::{Key, MessageId, codec},
     wire::node::Node,
 };
 use prost::Message as _;
 
 /// More ciphertexts than this in one stanza are not looked at.
-const CIPHERTEXTS: usize = 16;
+const CIPHERTEXTS: usize = crate::limits::CIPHERTEXTS;
 
 /// Longest decrypted message that is taken in: half of what a row can hold.
-const CONTENT_BYTES: usize = Record::MAX_BYTES / 2;
+const CONTENT_BYTES: usize = crate::limits::MESSAGE_RECEIVED;
 
 /// Longest name of an author that is kept.
-const NAME_BYTES: usize = 255;
+const NAME_BYTES: usize = crate::limits::NAME;
 
 /// Codes with which a stanza is refused (fact sheet 04.5).
 const NACK_PARSING: u16 = 487;
@@ -478,11 +479,12 @@ fn content(
     address: &Jid,
     plain: &[u8],
 ) -> Result<Option<Vec<u8>>, Failure> {
-    let message = e2e::Message::decode(plain).map_err(|_| Failure::Refuse(NACK_PROTOBUF))?;
     if plain.len() > CONTENT_BYTES {
         // It would not fit into a row; kept back, it would come again for ever.
         return Err(Failure::Refuse(NACK_PROTOBUF));
     }
+    let decode = |bytes| decode_within::<e2e::Message>(bytes, MESSAGE_PARTS);
+    let message = decode(plain).map_err(|_| Failure::Refuse(NACK_PROTOBUF))?;
     if let Some(distribution) = &message.sender_key_distribution_message {
         sender_key(cx, incoming, address, distribution);
     }
@@ -492,7 +494,7 @@ fn content(
             return Err(Failure::Refuse(NACK_PROTOBUF));
         }
         let inner = copy.message.unwrap_or_default();
-        e2e::Message::decode(inner.as_slice()).map_err(|_| Failure::Refuse(NACK_PROTOBUF))?;
+        decode(inner.as_slice()).map_err(|_| Failure::Refuse(NACK_PROTOBUF))?;
         return Ok(Some(inner));
     }
     if let Some(protocol) = message
@@ -563,7 +565,7 @@ fn from_phone(cx: &mut Context, id: &MessageId, protocol: &e2e::ProtocolMessage)
     let payload = protocol.lid_migration_mapping_sync_message.as_ref();
     let payload = payload.and_then(|message| message.encoded_mapping_payload.as_deref());
     let Some(payload) = payload else { return taken };
-    match e2e::LidMigrationMappingSyncPayload::decode(payload) {
+    match decode_within::<e2e::LidMigrationMappingSyncPayload>(payload, MESSAGE_PARTS) {
         Ok(payload) => {
             for pair in payload.pn_to_lid_mappings {
                 if let (Some(phone), Some(lid)) = (pair.pn, pair.latest_lid.or(pair.assigned_lid)) {

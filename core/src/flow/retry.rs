@@ -22,10 +22,10 @@ use std::collections::{BTreeMap, VecDeque};
 const MOST: u32 = 5;
 
 /// Counts are kept for so many messages; older ones start over.
-const REMEMBERED: usize = 1024;
+const REMEMBERED: usize = crate::limits::RETRIES_COUNTED;
 
 /// So many requests wait for bundles at most.
-const WAITING: usize = 64;
+const WAITING: usize = crate::limits::RETRIES_WAITING;
 
 /// Without keys in the request, a session is replaced at most once in this time.
 const RECREATE: Micros = Micros::from_secs(3600);

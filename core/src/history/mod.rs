@@ -12,7 +12,7 @@ use parser::Parser;
 const INFLATE_BYTES: usize = 32 << 10;
 
 /// Longest chunk, inflated.
-pub const INFLATED_BYTES: u64 = 1 << 30;
+pub const INFLATED_BYTES: u64 = crate::limits::HISTORY;
 
 /// Why a chunk is refused. What came out of it before is what it says there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

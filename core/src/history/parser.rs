@@ -8,13 +8,13 @@ use bytes::Bytes;
 use prost::Message as _;
 
 /// Longest message that is taken in.
-pub const MESSAGE_BYTES: usize = 1 << 20;
+pub const MESSAGE_BYTES: usize = crate::limits::HISTORY_MESSAGE;
 
 /// Longest field of a chat apart from its messages.
-const FIELD_BYTES: usize = 4096;
+const FIELD_BYTES: usize = crate::limits::HISTORY_FIELD;
 
 /// All of them together.
-const HEAD_BYTES: usize = 64 << 10;
+const HEAD_BYTES: usize = crate::limits::HISTORY_HEAD;
 
 /// What a chunk consists of.
 #[derive(Debug)]

@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+pub mod bounded;
+
 /// Signed device identities and key indexes (chapter 03.4).
 #[rustfmt::skip]
 pub mod adv;

@@ -64,10 +64,10 @@ pub struct Limits {
 impl Limits {
     /// For everybody: what the current official client allows (chapter 05.8).
     pub const PEER: Self = Self {
-        forward_jump: 2_000,
+        forward_jump: crate::limits::FORWARD_JUMP,
     };
     /// For the other devices of our own account, which do not attack us and may have been away for long.
     pub const OWN_DEVICE: Self = Self {
-        forward_jump: 25_000,
+        forward_jump: crate::limits::FORWARD_JUMP_OWN,
     };
 }

@@ -11,16 +11,16 @@ use super::wire::{self, Field, Fields, Malformed};
 use crate::crypto::{KeyError, KeyPair, PrivateKey, PublicKey};
 
 /// Sessions kept behind the current one.
-const MAX_ARCHIVED: usize = 40;
+const MAX_ARCHIVED: usize = crate::limits::ARCHIVED_SESSIONS;
 /// The protocol version in a state. Version 4 has post-quantum keys, which WhatsApp does not speak.
 const VERSION: u32 = 3;
 /// Furthest a record's lease of sending counters may reach past its chain. Leases are of 64; a larger number means a
 /// damaged record, and walking there would take minutes.
-const MAX_LEASE: u32 = 25_000;
+const MAX_LEASE: u32 = crate::limits::COUNTER_LEASE;
 /// Furthest that a sending chain is skipped ahead to make up for keys that may have been used and forgotten. Recipients
 /// refuse a jump of more than 2,000 messages, most of them (chapter 05.8); this leaves as much again for what they have
 /// not received. A chain that is further behind is not used for sending any more: a new session is.
-pub const MAX_SKIP: u32 = 1_000;
+pub const MAX_SKIP: u32 = crate::limits::BURN;
 
 /// Why bytes are not a session record, or a sender key record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

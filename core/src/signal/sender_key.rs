@@ -20,7 +20,7 @@ use crate::crypto::{
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// Keys of one sender kept in one group, newest first: a sender that rotates leaves messages under way.
-const MAX_STATES: usize = 5;
+const MAX_STATES: usize = crate::limits::SENDER_KEYS;
 const SIGNATURE_LEN: usize = 64;
 
 /// The sender keys of one device in one group: our own to encrypt with, or a member's to decrypt with.

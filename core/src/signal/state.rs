@@ -5,9 +5,9 @@ use crate::crypto::{KeyPair, PublicKey};
 
 /// Receiving chains kept per session, newest last. Each ratchet turn of the peer adds one, so a message may be
 /// overtaken by four turns and still decrypt.
-const MAX_RECEIVER_CHAINS: usize = 5;
+const MAX_RECEIVER_CHAINS: usize = crate::limits::RECEIVER_CHAINS;
 /// Keys of messages not yet arrived, kept per receiving chain. The oldest go first.
-pub(super) const MAX_SKIPPED_KEYS: usize = 2_000;
+pub(super) const MAX_SKIPPED_KEYS: usize = crate::limits::SKIPPED_KEYS;
 
 #[derive(Clone, Debug)]
 pub(super) struct State {

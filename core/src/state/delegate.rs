@@ -1,7 +1,13 @@
 //! A store on top of another: what it does not change, it passes on.
 
-/// Passes calls of [`Store`](crate::state::Store) on to a field, inside an `impl Store for` block. The calls are named, so
-/// that a new one has to be decided about:
+/// Passes calls of [`Store`](crate::state::Store) on, inside an `impl Store for` block. The calls are named, so that a new
+/// one has to be decided about; `all` are all of them.
+///
+/// - `delegate_store!(inner: load scan)`: to a field;
+/// - `delegate_store!(inner through call: load scan)`: the same, each inside
+///   `self.call("load", future)`, an asynchronous method that awaits the call, or does not;
+/// - `delegate_store!(with each: load scan)`: to a macro, which is given the signature,
+///   `load(account: &AccountId, keys: Vec<Key>) -> Vec<Row>`, and defines the function.
 ///
 /// ```ignore
 /// impl<S: Store> Store for Counting<S> {
@@ -11,163 +17,131 @@
 /// ```
 #[macro_export]
 macro_rules! delegate_store {
-    ($inner:ident: $($call:ident)*) => {
-        $($crate::delegate_store! { @ $inner $call })*
+    (with $macro:ident: $($name:ident)*) => {
+        $crate::delegate_store! { @some (with $macro) $($name)* }
     };
-    (@ $inner:ident load) => {
-        fn load(&self, account: &$crate::state::AccountId, keys: ::std::vec::Vec<$crate::state::Key>) -> impl ::std::future::Future<Output = ::std::result::Result<::std::vec::Vec<$crate::state::Row>, $crate::state::StoreError>> + Send {
-            $crate::state::Store::load(&self.$inner, account, keys)
+    ($inner:ident through $call:ident: $($name:ident)*) => {
+        $crate::delegate_store! { @some (through $inner $call) $($name)* }
+    };
+    ($inner:ident: $($name:ident)*) => {
+        $crate::delegate_store! { @some (to $inner) $($name)* }
+    };
+    (@some $how:tt all) => {
+        $crate::delegate_store! {
+            @some $how
+            load scan commit confirm create_account delete_account accounts tenants enqueue retain join beat
+            hosts drain declare_dead leave claim release hand_over held orphans misplaced mail place retire
+            history renew_history watch vault swap_vault swap_records
         }
     };
-    (@ $inner:ident scan) => {
-        fn scan(&self, account: &$crate::state::AccountId, scan: $crate::state::Scan) -> impl ::std::future::Future<Output = ::std::result::Result<::std::vec::Vec<($crate::state::Key, $crate::state::Row)>, $crate::state::StoreError>> + Send {
-            $crate::state::Store::scan(&self.$inner, account, scan)
+    (@some $how:tt $($name:ident)*) => {
+        $($crate::delegate_store! { @ $how $name })*
+    };
+    (@define (to $inner:ident) $name:ident($($arg:ident: $kind:ty),*) -> $answer:ty) => {
+        fn $name(&self, $($arg: $kind),*) -> impl ::std::future::Future<Output = ::std::result::Result<$answer, $crate::state::StoreError>> + Send {
+            $crate::state::Store::$name(&self.$inner, $($arg),*)
         }
     };
-    (@ $inner:ident commit) => {
-        fn commit(&self, batches: ::std::vec::Vec<$crate::state::Batch>) -> impl ::std::future::Future<Output = ::std::result::Result<::std::vec::Vec<$crate::state::Outcome>, $crate::state::StoreError>> + Send {
-            $crate::state::Store::commit(&self.$inner, batches)
+    (@define (through $inner:ident $call:ident) $name:ident($($arg:ident: $kind:ty),*) -> $answer:ty) => {
+        fn $name(&self, $($arg: $kind),*) -> impl ::std::future::Future<Output = ::std::result::Result<$answer, $crate::state::StoreError>> + Send {
+            self.$call(stringify!($name), $crate::state::Store::$name(&self.$inner, $($arg),*))
         }
     };
-    (@ $inner:ident confirm) => {
-        fn confirm(&self, terms: ::std::vec::Vec<($crate::state::AccountId, $crate::state::Term)>) -> impl ::std::future::Future<Output = ::std::result::Result<::std::vec::Vec<$crate::state::Outcome>, $crate::state::StoreError>> + Send {
-            $crate::state::Store::confirm(&self.$inner, terms)
-        }
+    (@define (with $macro:ident) $($signature:tt)*) => {
+        $macro! { $($signature)* }
     };
-    (@ $inner:ident create_account) => {
-        fn create_account(&self, business: &$crate::state::BusinessId, name: &str) -> impl ::std::future::Future<Output = ::std::result::Result<$crate::state::AccountId, $crate::state::StoreError>> + Send {
-            $crate::state::Store::create_account(&self.$inner, business, name)
-        }
+    (@ $how:tt load) => {
+        $crate::delegate_store! { @define $how load(account: &$crate::state::AccountId, keys: ::std::vec::Vec<$crate::state::Key>) -> ::std::vec::Vec<$crate::state::Row> }
     };
-    (@ $inner:ident delete_account) => {
-        fn delete_account(&self, account: &$crate::state::AccountId) -> impl ::std::future::Future<Output = ::std::result::Result<(), $crate::state::StoreError>> + Send {
-            $crate::state::Store::delete_account(&self.$inner, account)
-        }
+    (@ $how:tt scan) => {
+        $crate::delegate_store! { @define $how scan(account: &$crate::state::AccountId, scan: $crate::state::Scan) -> ::std::vec::Vec<($crate::state::Key, $crate::state::Row)> }
     };
-    (@ $inner:ident accounts) => {
-        fn accounts(&self, business: &$crate::state::BusinessId) -> impl ::std::future::Future<Output = ::std::result::Result<::std::vec::Vec<$crate::state::AccountInfo>, $crate::state::StoreError>> + Send {
-            $crate::state::Store::accounts(&self.$inner, business)
-        }
+    (@ $how:tt commit) => {
+        $crate::delegate_store! { @define $how commit(batches: ::std::vec::Vec<$crate::state::Batch>) -> ::std::vec::Vec<$crate::state::Outcome> }
     };
-    (@ $inner:ident tenants) => {
-        fn tenants(&self) -> impl ::std::future::Future<Output = ::std::result::Result<::std::vec::Vec<$crate::state::BusinessId>, $crate::state::StoreError>> + Send {
-            $crate::state::Store::tenants(&self.$inner)
-        }
+    (@ $how:tt confirm) => {
+        $crate::delegate_store! { @define $how confirm(terms: ::std::vec::Vec<($crate::state::AccountId, $crate::state::Term)>) -> ::std::vec::Vec<$crate::state::Outcome> }
     };
-    (@ $inner:ident enqueue) => {
-        fn enqueue(&self, account: &$crate::state::AccountId, id: $crate::state::MessageId, request: $crate::state::Record, at: $crate::state::UnixMillis) -> impl ::std::future::Future<Output = ::std::result::Result<bool, $crate::state::StoreError>> + Send {
-            $crate::state::Store::enqueue(&self.$inner, account, id, request, at)
-        }
+    (@ $how:tt create_account) => {
+        $crate::delegate_store! { @define $how create_account(business: &$crate::state::BusinessId, name: &str) -> $crate::state::AccountId }
     };
-    (@ $inner:ident retain) => {
-        fn retain(&self, account: &$crate::state::AccountId, table: $crate::state::Table, before: $crate::state::UnixMillis, limit: u32) -> impl ::std::future::Future<Output = ::std::result::Result<u32, $crate::state::StoreError>> + Send {
-            $crate::state::Store::retain(&self.$inner, account, table, before, limit)
-        }
+    (@ $how:tt delete_account) => {
+        $crate::delegate_store! { @define $how delete_account(account: &$crate::state::AccountId) -> () }
     };
-    (@ $inner:ident join) => {
-        fn join(&self, who: $crate::state::Incarnation, info: $crate::state::HostInfo, ttl: $crate::state::Micros) -> impl ::std::future::Future<Output = ::std::result::Result<u16, $crate::state::StoreError>> + Send {
-            $crate::state::Store::join(&self.$inner, who, info, ttl)
-        }
+    (@ $how:tt accounts) => {
+        $crate::delegate_store! { @define $how accounts(business: &$crate::state::BusinessId) -> ::std::vec::Vec<$crate::state::AccountInfo> }
     };
-    (@ $inner:ident beat) => {
-        fn beat(&self, who: $crate::state::Incarnation, beat: $crate::state::Beat) -> impl ::std::future::Future<Output = ::std::result::Result<$crate::state::Beaten, $crate::state::StoreError>> + Send {
-            $crate::state::Store::beat(&self.$inner, who, beat)
-        }
+    (@ $how:tt tenants) => {
+        $crate::delegate_store! { @define $how tenants() -> ::std::vec::Vec<$crate::state::BusinessId> }
     };
-    (@ $inner:ident hosts) => {
-        fn hosts(&self) -> impl ::std::future::Future<Output = ::std::result::Result<::std::vec::Vec<$crate::state::HostView>, $crate::state::StoreError>> + Send {
-            $crate::state::Store::hosts(&self.$inner)
-        }
+    (@ $how:tt enqueue) => {
+        $crate::delegate_store! { @define $how enqueue(account: &$crate::state::AccountId, id: $crate::state::MessageId, request: $crate::state::Record, at: $crate::state::UnixMillis) -> bool }
     };
-    (@ $inner:ident drain) => {
-        fn drain(&self, who: $crate::state::Incarnation, drain: bool) -> impl ::std::future::Future<Output = ::std::result::Result<bool, $crate::state::StoreError>> + Send {
-            $crate::state::Store::drain(&self.$inner, who, drain)
-        }
+    (@ $how:tt retain) => {
+        $crate::delegate_store! { @define $how retain(account: &$crate::state::AccountId, table: $crate::state::Table, before: $crate::state::UnixMillis, limit: u32) -> u32 }
     };
-    (@ $inner:ident declare_dead) => {
-        fn declare_dead(&self, by: $crate::state::Incarnation, dead: $crate::state::Incarnation) -> impl ::std::future::Future<Output = ::std::result::Result<bool, $crate::state::StoreError>> + Send {
-            $crate::state::Store::declare_dead(&self.$inner, by, dead)
-        }
+    (@ $how:tt join) => {
+        $crate::delegate_store! { @define $how join(who: $crate::state::Incarnation, info: $crate::state::HostInfo, ttl: $crate::state::Micros) -> u16 }
     };
-    (@ $inner:ident leave) => {
-        fn leave(&self, who: $crate::state::Incarnation) -> impl ::std::future::Future<Output = ::std::result::Result<(), $crate::state::StoreError>> + Send {
-            $crate::state::Store::leave(&self.$inner, who)
-        }
+    (@ $how:tt beat) => {
+        $crate::delegate_store! { @define $how beat(who: $crate::state::Incarnation, beat: $crate::state::Beat) -> $crate::state::Beaten }
     };
-    (@ $inner:ident claim) => {
-        fn claim(&self, who: $crate::state::Incarnation, accounts: ::std::vec::Vec<$crate::state::AccountId>) -> impl ::std::future::Future<Output = ::std::result::Result<::std::vec::Vec<$crate::state::Claim>, $crate::state::StoreError>> + Send {
-            $crate::state::Store::claim(&self.$inner, who, accounts)
-        }
+    (@ $how:tt hosts) => {
+        $crate::delegate_store! { @define $how hosts() -> ::std::vec::Vec<$crate::state::HostView> }
     };
-    (@ $inner:ident release) => {
-        fn release(&self, who: $crate::state::Incarnation, accounts: ::std::vec::Vec<($crate::state::AccountId, $crate::state::Epoch)>) -> impl ::std::future::Future<Output = ::std::result::Result<(), $crate::state::StoreError>> + Send {
-            $crate::state::Store::release(&self.$inner, who, accounts)
-        }
+    (@ $how:tt drain) => {
+        $crate::delegate_store! { @define $how drain(who: $crate::state::Incarnation, drain: bool) -> bool }
     };
-    (@ $inner:ident hand_over) => {
-        fn hand_over(&self, who: $crate::state::Incarnation, account: &$crate::state::AccountId, epoch: $crate::state::Epoch, to: $crate::state::Incarnation) -> impl ::std::future::Future<Output = ::std::result::Result<$crate::state::HandOver, $crate::state::StoreError>> + Send {
-            $crate::state::Store::hand_over(&self.$inner, who, account, epoch, to)
-        }
+    (@ $how:tt declare_dead) => {
+        $crate::delegate_store! { @define $how declare_dead(by: $crate::state::Incarnation, dead: $crate::state::Incarnation) -> bool }
     };
-    (@ $inner:ident held) => {
-        fn held(&self, who: $crate::state::Incarnation) -> impl ::std::future::Future<Output = ::std::result::Result<::std::vec::Vec<($crate::state::AccountId, $crate::state::Lease)>, $crate::state::StoreError>> + Send {
-            $crate::state::Store::held(&self.$inner, who)
-        }
+    (@ $how:tt leave) => {
+        $crate::delegate_store! { @define $how leave(who: $crate::state::Incarnation) -> () }
     };
-    (@ $inner:ident orphans) => {
-        fn orphans(&self, after: ::std::option::Option<$crate::state::AccountId>, limit: u32) -> impl ::std::future::Future<Output = ::std::result::Result<::std::vec::Vec<$crate::state::Orphan>, $crate::state::StoreError>> + Send {
-            $crate::state::Store::orphans(&self.$inner, after, limit)
-        }
+    (@ $how:tt claim) => {
+        $crate::delegate_store! { @define $how claim(who: $crate::state::Incarnation, accounts: ::std::vec::Vec<$crate::state::AccountId>) -> ::std::vec::Vec<$crate::state::Claim> }
     };
-    (@ $inner:ident misplaced) => {
-        fn misplaced(&self, who: $crate::state::Incarnation) -> impl ::std::future::Future<Output = ::std::result::Result<::std::vec::Vec<($crate::state::AccountId, $crate::state::Placement)>, $crate::state::StoreError>> + Send {
-            $crate::state::Store::misplaced(&self.$inner, who)
-        }
+    (@ $how:tt release) => {
+        $crate::delegate_store! { @define $how release(who: $crate::state::Incarnation, accounts: ::std::vec::Vec<($crate::state::AccountId, $crate::state::Epoch)>) -> () }
     };
-    (@ $inner:ident mail) => {
-        fn mail(&self, who: $crate::state::Incarnation) -> impl ::std::future::Future<Output = ::std::result::Result<::std::vec::Vec<$crate::state::AccountId>, $crate::state::StoreError>> + Send {
-            $crate::state::Store::mail(&self.$inner, who)
-        }
+    (@ $how:tt hand_over) => {
+        $crate::delegate_store! { @define $how hand_over(who: $crate::state::Incarnation, account: &$crate::state::AccountId, epoch: $crate::state::Epoch, to: $crate::state::Incarnation) -> $crate::state::HandOver }
     };
-    (@ $inner:ident place) => {
-        fn place(&self, account: &$crate::state::AccountId, placement: $crate::state::Placement) -> impl ::std::future::Future<Output = ::std::result::Result<(), $crate::state::StoreError>> + Send {
-            $crate::state::Store::place(&self.$inner, account, placement)
-        }
+    (@ $how:tt held) => {
+        $crate::delegate_store! { @define $how held(who: $crate::state::Incarnation) -> ::std::vec::Vec<($crate::state::AccountId, $crate::state::Lease)> }
     };
-    (@ $inner:ident retire) => {
-        fn retire(&self, who: $crate::state::Incarnation, account: &$crate::state::AccountId, epoch: $crate::state::Epoch) -> impl ::std::future::Future<Output = ::std::result::Result<bool, $crate::state::StoreError>> + Send {
-            $crate::state::Store::retire(&self.$inner, who, account, epoch)
-        }
+    (@ $how:tt orphans) => {
+        $crate::delegate_store! { @define $how orphans(after: ::std::option::Option<$crate::state::AccountId>, limit: u32) -> ::std::vec::Vec<$crate::state::Orphan> }
     };
-    (@ $inner:ident history) => {
-        fn history(&self) -> impl ::std::future::Future<Output = ::std::result::Result<$crate::state::Seal, $crate::state::StoreError>> + Send {
-            $crate::state::Store::history(&self.$inner)
-        }
+    (@ $how:tt misplaced) => {
+        $crate::delegate_store! { @define $how misplaced(who: $crate::state::Incarnation) -> ::std::vec::Vec<($crate::state::AccountId, $crate::state::Placement)> }
     };
-    (@ $inner:ident renew_history) => {
-        fn renew_history(&self, now: $crate::state::Seal) -> impl ::std::future::Future<Output = ::std::result::Result<$crate::state::Seal, $crate::state::StoreError>> + Send {
-            $crate::state::Store::renew_history(&self.$inner, now)
-        }
+    (@ $how:tt mail) => {
+        $crate::delegate_store! { @define $how mail(who: $crate::state::Incarnation) -> ::std::vec::Vec<$crate::state::AccountId> }
     };
-    (@ $inner:ident watch) => {
-        fn watch(&self, who: $crate::state::Incarnation) -> impl ::std::future::Future<Output = ::std::result::Result<$crate::state::Change, $crate::state::StoreError>> + Send {
-            $crate::state::Store::watch(&self.$inner, who)
-        }
+    (@ $how:tt place) => {
+        $crate::delegate_store! { @define $how place(account: &$crate::state::AccountId, placement: $crate::state::Placement) -> () }
     };
-    (@ $inner:ident vault) => {
-        fn vault(&self, business: &$crate::state::BusinessId) -> impl ::std::future::Future<Output = ::std::result::Result<::std::vec::Vec<(u32, $crate::state::Record)>, $crate::state::StoreError>> + Send {
-            $crate::state::Store::vault(&self.$inner, business)
-        }
+    (@ $how:tt retire) => {
+        $crate::delegate_store! { @define $how retire(who: $crate::state::Incarnation, account: &$crate::state::AccountId, epoch: $crate::state::Epoch) -> bool }
     };
-    (@ $inner:ident swap_vault) => {
-        fn swap_vault(&self, business: &$crate::state::BusinessId, number: u32, old: ::std::option::Option<$crate::state::Record>, new: ::std::option::Option<$crate::state::Record>) -> impl ::std::future::Future<Output = ::std::result::Result<bool, $crate::state::StoreError>> + Send {
-            $crate::state::Store::swap_vault(&self.$inner, business, number, old, new)
-        }
+    (@ $how:tt history) => {
+        $crate::delegate_store! { @define $how history() -> $crate::state::Seal }
     };
-    (@ $inner:ident swap_records) => {
-        fn swap_records(&self, account: &$crate::state::AccountId, records: ::std::vec::Vec<($crate::state::Key, $crate::state::Record, $crate::state::Record)>) -> impl ::std::future::Future<Output = ::std::result::Result<u32, $crate::state::StoreError>> + Send {
-            $crate::state::Store::swap_records(&self.$inner, account, records)
-        }
+    (@ $how:tt renew_history) => {
+        $crate::delegate_store! { @define $how renew_history(now: $crate::state::Seal) -> $crate::state::Seal }
+    };
+    (@ $how:tt watch) => {
+        $crate::delegate_store! { @define $how watch(who: $crate::state::Incarnation) -> $crate::state::Change }
+    };
+    (@ $how:tt vault) => {
+        $crate::delegate_store! { @define $how vault(business: &$crate::state::BusinessId) -> ::std::vec::Vec<(u32, $crate::state::Record)> }
+    };
+    (@ $how:tt swap_vault) => {
+        $crate::delegate_store! { @define $how swap_vault(business: &$crate::state::BusinessId, number: u32, old: ::std::option::Option<$crate::state::Record>, new: ::std::option::Option<$crate::state::Record>) -> bool }
+    };
+    (@ $how:tt swap_records) => {
+        $crate::delegate_store! { @define $how swap_records(account: &$crate::state::AccountId, records: ::std::vec::Vec<($crate::state::Key, $crate::state::Record, $crate::state::Record)>) -> u32 }
     };
 }
 
@@ -181,9 +155,7 @@ mod tests {
     }
 
     impl Store for Named {
-        crate::delegate_store!(inner: load scan commit confirm create_account delete_account accounts tenants enqueue
-            retain join beat hosts drain declare_dead leave claim release hand_over held orphans misplaced mail place retire history
-            renew_history watch vault swap_vault swap_records);
+        crate::delegate_store!(inner: all);
     }
 
     #[test]

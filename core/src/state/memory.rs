@@ -44,7 +44,7 @@ impl MemoryStore {
         let row = data
             .accounts
             .get_mut(account)
-            .and_then(|account| account.rows.get_mut(key));
+            .and_then(|account| account.rows.get_mut(&key.table())?.get_mut(key));
         row.map(|row| row.content = None).is_some()
     }
 
@@ -116,10 +116,9 @@ impl Store for MemoryStore {
             .after
             .as_ref()
             .map_or(Bound::Unbounded, Bound::Excluded);
-        Ok(account
-            .rows
-            .range((start, Bound::Unbounded))
-            .filter(|(key, _)| key.table() == scan.table)
+        let rows = account.rows.get(&scan.table).into_iter();
+        Ok(rows
+            .flat_map(|rows| rows.range((start, Bound::Unbounded)))
             .take(scan.limit as usize)
             .map(|(key, stored)| (key.clone(), stored.read()))
             .collect())
@@ -207,9 +206,10 @@ impl Store for MemoryStore {
         if account.fence.retired {
             return Err(StoreError::Retired);
         }
-        let absent = !account.rows.contains_key(&key);
+        let rows = account.rows.entry(Table::Mailbox).or_default();
+        let absent = !rows.contains_key(&key);
         if absent {
-            account.rows.insert(
+            rows.insert(
                 key,
                 Stored {
                     content: Some(request),
@@ -392,7 +392,10 @@ impl Store for MemoryStore {
             .accounts
             .iter()
             .filter(|(_, account)| account.fence.holder == Some(who))
-            .filter(|(_, account)| account.rows.keys().any(|key| key.table() == Table::Mailbox))
+            .filter(|(_, account)| {
+                let rows = account.rows.get(&Table::Mailbox);
+                rows.is_some_and(|rows| !rows.is_empty())
+            })
             .map(|(id, _)| id.clone())
             .collect())
     }
@@ -479,7 +482,8 @@ impl Store for MemoryStore {
         let account = data.account_mut(account)?;
         let mut swapped = 0;
         for (key, old, new) in records {
-            if let Some(stored) = account.rows.get_mut(&key)
+            let rows = account.rows.get_mut(&key.table());
+            if let Some(stored) = rows.and_then(|rows| rows.get_mut(&key))
                 && stored.content.as_ref() == Some(&old)
             {
                 stored.content = Some(new);
@@ -569,12 +573,15 @@ struct Account {
     fence: Fence,
     wish: Placement,
     not_before: Micros,
-    rows: BTreeMap<Key, Stored>,
+    /// By table, so that a look into one does not pass through the others.
+    rows: BTreeMap<Table, BTreeMap<Key, Stored>>,
 }
 
 impl Account {
     fn row(&self, key: &Key) -> Row {
-        self.rows.get(key).map_or(Row::Absent, Stored::read)
+        let rows = self.rows.get(&key.table());
+        let row = rows.and_then(|rows| rows.get(key));
+        row.map_or(Row::Absent, Stored::read)
     }
 
     fn placement_at(&self, now: Micros) -> Placement {
@@ -589,9 +596,10 @@ impl Account {
             return answer;
         }
         for (key, record) in batch.rows {
+            let rows = self.rows.entry(key.table()).or_default();
             match record {
                 Some(record) => {
-                    self.rows.insert(
+                    rows.insert(
                         key,
                         Stored {
                             content: Some(record),
@@ -600,7 +608,7 @@ impl Account {
                     );
                 }
                 None => {
-                    self.rows.remove(&key);
+                    rows.remove(&key);
                 }
             }
         }
@@ -608,17 +616,19 @@ impl Account {
     }
 
     fn retain(&mut self, table: Table, before: UnixMillis, limit: u32) -> u32 {
-        let mut old: Vec<(UnixMillis, Key)> = self
-            .rows
+        let Some(rows) = self.rows.get_mut(&table) else {
+            return 0;
+        };
+        let mut old: Vec<(UnixMillis, Key)> = rows
             .iter()
-            .filter(|(key, stored)| key.table() == table && stored.written_at < before)
+            .filter(|(_, stored)| stored.written_at < before)
             .map(|(key, stored)| (stored.written_at, key.clone()))
             .collect();
         // Oldest first, so that a small limit still makes progress where it matters.
         old.sort();
         old.truncate(limit as usize);
         for (_, key) in &old {
-            self.rows.remove(key);
+            rows.remove(key);
         }
         u32::try_from(old.len()).unwrap_or(limit)
     }

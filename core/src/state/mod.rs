@@ -189,11 +189,11 @@ pub struct Record(pub Bytes);
 
 impl Record {
     /// No row that the engine writes is larger than this; a session with all its archived states stays far below.
-    pub const MAX_BYTES: usize = Self::MAX_STORED_BYTES - 64;
+    pub const MAX_BYTES: usize = crate::limits::ROW;
 
     /// What every store has to take: [`Record::MAX_BYTES`] and room for what an [encrypting](sealed) one adds, so that
     /// the engine's limit is the same with and without encryption.
-    pub const MAX_STORED_BYTES: usize = 16 << 20;
+    pub const MAX_STORED_BYTES: usize = crate::limits::ROW_STORED;
 }
 
 impl fmt::Debug for Record {

@@ -8,7 +8,7 @@ use crate::jid::Jid;
 /// Pre-key ids are 24-bit on the wire.
 pub const MAX_PRE_KEY_ID: u32 = (1 << 24) - 1;
 /// Bytes of a message id.
-pub const MAX_MESSAGE_ID: usize = 255;
+pub const MAX_MESSAGE_ID: usize = crate::limits::MESSAGE_ID;
 /// Bytes of the id of an app-state sync key.
 pub const MAX_SYNC_KEY_ID: usize = 64;
 /// Bytes of any other text in a key: user parts, collection names.

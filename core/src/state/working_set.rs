@@ -36,7 +36,7 @@ pub(crate) struct WorkingSet {
 }
 
 /// Rows are loaded ahead of need while fewer than this are on their way.
-const AHEAD: usize = 256;
+const AHEAD: usize = crate::limits::ROWS_AHEAD;
 
 /// What a cache entry costs beside its record: key, tree nodes, bookkeeping. An estimate that errs upwards.
 const ENTRY_BYTES: usize = 200;

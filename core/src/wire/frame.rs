@@ -8,7 +8,7 @@
 use bytes::{Bytes, BytesMut};
 
 /// The longest payload that three bytes can announce: 16,777,215.
-pub const MAX_FRAME: usize = (1 << 24) - 1;
+pub const MAX_FRAME: usize = crate::limits::FRAME;
 
 /// "WA", magic 6, dictionary version 3. It opens every connection and is the prologue of the Noise handshake.
 pub const PROLOGUE: [u8; 4] = [b'W', b'A', 6, 3];

@@ -21,14 +21,20 @@ use crate::{
     cli::Common,
     key, report,
     setup::{self, Failure, store_failed},
+    signals::Signals,
     store,
 };
 use baton_core::state::{EventSeq, HostInfo, Incarnation, Micros, Store};
-use baton_tokio::{FleetOptions, Item};
+use baton_tokio::{FleetOptions, Item, Journals};
 use clap::Args;
 use runner::{Means, News, Runner};
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, io::Write as _, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io::Write as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 use tokio::sync::mpsc;
 use tracing::info;
 
@@ -47,6 +53,13 @@ pub(crate) struct Flags {
     /// How many accounts at most. Hosts share accounts in proportion to it.
     #[arg(long, value_name = "ACCOUNTS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     capacity: u32,
+    /// Keep a journal of what happens to accounts here: a file for every time that one is taken over, encrypted under the
+    /// master key. `sim replay --record FILE` does it again. For finding out what went wrong: the files grow.
+    #[arg(long, value_name = "DIR")]
+    record: Option<PathBuf>,
+    /// Of this account only; can be given several times.
+    #[arg(long, value_name = "NAME", requires = "record")]
+    record_account: Vec<String>,
 }
 
 /// Lines written with one system call at most.
@@ -60,7 +73,11 @@ pub(crate) async fn run(common: &Common, flags: Flags) -> Result<(), Failure> {
     let config = setup::config(common)?;
     let store = store::open(common, store::Create::No).await?;
     let keeping = tokio::spawn(key::keep_current(store.clone()));
-    let served = serve(store, config, &flags, None).await;
+    let journals = match &flags.record {
+        Some(directory) => Some(journals(common, &store, directory, &flags).await?),
+        None => None,
+    };
+    let served = serve(store, config, &flags, journals, None).await;
     keeping.abort();
     served
 }
@@ -70,6 +87,7 @@ pub(crate) async fn serve<S: Store>(
     store: S,
     config: baton_core::flow::Config,
     flags: &Flags,
+    journals: Option<Journals>,
     naive: Option<baton_tokio::Options>,
 ) -> Result<(), Failure> {
     let name = host_name(flags)?;
@@ -85,6 +103,7 @@ pub(crate) async fn serve<S: Store>(
     let means = match naive {
         None => Means::Fleet(Box::new(FleetOptions {
             info,
+            journals,
             ..FleetOptions::named(&name)
         })),
         Some(mut options) => {
@@ -128,6 +147,28 @@ pub(crate) async fn serve<S: Store>(
         return Err(Failure::failed("standard output is gone"));
     }
     Ok(())
+}
+
+/// Where `--record` leads to.
+async fn journals<S: Store>(
+    common: &Common,
+    store: &S,
+    directory: &Path,
+    flags: &Flags,
+) -> Result<Journals, Failure> {
+    let mut only = Vec::new();
+    if !flags.record_account.is_empty() {
+        let all = all_accounts(store).await?;
+        for name in &flags.record_account {
+            let named = all.iter().find(|(_, outside)| outside == name);
+            let (info, _) = named
+                .ok_or_else(|| Failure::setup(format!("there is no account named {name:?}")))?;
+            only.push(info.id.clone());
+        }
+    }
+    let master = key::secret(common).await?;
+    Journals::new(directory, master, only)
+        .map_err(|error| Failure::setup(format!("no journals in {}: {error}", directory.display())))
 }
 
 fn host_name(flags: &Flags) -> Result<String, Failure> {
@@ -179,40 +220,6 @@ async fn no_namesake<S: Store>(store: &S, name: &str) -> Result<(), Failure> {
         before = now;
     }
     Ok(())
-}
-
-struct Signals {
-    #[cfg(unix)]
-    terminate: tokio::signal::unix::Signal,
-    #[cfg(unix)]
-    interrupt: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, Failure> {
-        #[cfg(unix)]
-        {
-            use tokio::signal::unix::{SignalKind, signal};
-            let listen =
-                |kind| signal(kind).map_err(|error| Failure::setup(format!("no signals: {error}")));
-            Ok(Self {
-                terminate: listen(SignalKind::terminate())?,
-                interrupt: listen(SignalKind::interrupt())?,
-            })
-        }
-        #[cfg(not(unix))]
-        Ok(Self {})
-    }
-
-    async fn next(&mut self) {
-        #[cfg(unix)]
-        tokio::select! { biased;
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-        #[cfg(not(unix))]
-        let _ = tokio::signal::ctrl_c().await;
-    }
 }
 
 /// Writes lines on a thread of its own, so that a consumer that does not read holds up neither leases nor connections.

@@ -2,9 +2,8 @@
 //! silent, and to take commits of whoever makes them.
 
 use baton_core::state::{
-    AccountId, AccountInfo, Batch, Beat, Beaten, BusinessId, Change, Claim, Epoch, HandOver,
-    HostInfo, HostView, Incarnation, Key, Lease, MessageId, Micros, Orphan, Outcome, Placement,
-    Record, Row, Scan, Seal, Seq, Store, StoreError, Table, Term, UnixMillis, View,
+    AccountId, Batch, Beat, Beaten, Claim, Epoch, HostInfo, Incarnation, Lease, Micros, Outcome,
+    Seal, Seq, Store, StoreError, Term, View,
 };
 use std::{
     collections::BTreeSet,
@@ -38,6 +37,7 @@ impl<S: Store> Troubled<S> {
     /// Makes a call on a line that may be cut: before it, and again before the answer.
     async fn call<T: Send>(
         &self,
+        _name: &'static str,
         call: impl Future<Output = Result<T, StoreError>> + Send,
     ) -> Result<T, StoreError> {
         self.line().await;
@@ -142,7 +142,7 @@ fn signed(n: u64) -> i64 {
 impl<S: Store> Store for Troubled<S> {
     async fn commit(&self, batches: Vec<Batch>) -> Result<Vec<Outcome>, StoreError> {
         let Some(naive) = &self.naive else {
-            return self.call(self.inner.commit(batches)).await;
+            return self.call("commit", self.inner.commit(batches)).await;
         };
         let mut outcomes = Vec::new();
         for batch in batches {
@@ -169,18 +169,18 @@ impl<S: Store> Store for Troubled<S> {
                 .iter()
                 .map(|(_, term)| Outcome::Fenced { by: term.epoch })
                 .collect()),
-            None => self.call(self.inner.confirm(terms)).await,
+            None => self.call("confirm", self.inner.confirm(terms)).await,
         }
     }
 
     async fn join(&self, who: Incarnation, info: HostInfo, ttl: Micros) -> Result<u16, StoreError> {
         let ttl = self.naive.as_ref().map_or(ttl, |naive| naive.ttl);
-        self.call(self.inner.join(who, info, ttl)).await
+        self.call("join", self.inner.join(who, info, ttl)).await
     }
 
     async fn beat(&self, who: Incarnation, beat: Beat) -> Result<Beaten, StoreError> {
         let Some(naive) = &self.naive else {
-            return self.call(self.inner.beat(who, beat)).await;
+            return self.call("beat", self.inner.beat(who, beat)).await;
         };
         let beat = Beat {
             ttl: naive.ttl,
@@ -199,87 +199,13 @@ impl<S: Store> Store for Troubled<S> {
         })
     }
 
-    async fn load(&self, account: &AccountId, keys: Vec<Key>) -> Result<Vec<Row>, StoreError> {
-        self.call(self.inner.load(account, keys)).await
-    }
-
-    async fn scan(&self, account: &AccountId, scan: Scan) -> Result<Vec<(Key, Row)>, StoreError> {
-        self.call(self.inner.scan(account, scan)).await
-    }
-
-    async fn create_account(
-        &self,
-        business: &BusinessId,
-        name: &str,
-    ) -> Result<AccountId, StoreError> {
-        self.call(self.inner.create_account(business, name)).await
-    }
-
-    async fn delete_account(&self, account: &AccountId) -> Result<(), StoreError> {
-        self.call(self.inner.delete_account(account)).await
-    }
-
-    async fn accounts(&self, business: &BusinessId) -> Result<Vec<AccountInfo>, StoreError> {
-        self.call(self.inner.accounts(business)).await
-    }
-
-    async fn tenants(&self) -> Result<Vec<BusinessId>, StoreError> {
-        self.call(self.inner.tenants()).await
-    }
-
-    async fn enqueue(
-        &self,
-        account: &AccountId,
-        id: MessageId,
-        request: Record,
-        at: UnixMillis,
-    ) -> Result<bool, StoreError> {
-        self.call(self.inner.enqueue(account, id, request, at))
-            .await
-    }
-
-    async fn retain(
-        &self,
-        account: &AccountId,
-        table: Table,
-        before: UnixMillis,
-        limit: u32,
-    ) -> Result<u32, StoreError> {
-        self.call(self.inner.retain(account, table, before, limit))
-            .await
-    }
-
-    async fn hosts(&self) -> Result<Vec<HostView>, StoreError> {
-        self.call(self.inner.hosts()).await
-    }
-
-    async fn drain(&self, who: Incarnation, drain: bool) -> Result<bool, StoreError> {
-        self.call(self.inner.drain(who, drain)).await
-    }
-
-    async fn misplaced(&self, who: Incarnation) -> Result<Vec<(AccountId, Placement)>, StoreError> {
-        self.call(self.inner.misplaced(who)).await
-    }
-
-    async fn mail(&self, who: Incarnation) -> Result<Vec<AccountId>, StoreError> {
-        self.call(self.inner.mail(who)).await
-    }
-
-    async fn declare_dead(&self, by: Incarnation, dead: Incarnation) -> Result<bool, StoreError> {
-        self.call(self.inner.declare_dead(by, dead)).await
-    }
-
-    async fn leave(&self, who: Incarnation) -> Result<(), StoreError> {
-        self.call(self.inner.leave(who)).await
-    }
-
     async fn claim(
         &self,
         who: Incarnation,
         accounts: Vec<AccountId>,
     ) -> Result<Vec<Claim>, StoreError> {
         let Some(naive) = &self.naive else {
-            return self.call(self.inner.claim(who, accounts)).await;
+            return self.call("claim", self.inner.claim(who, accounts)).await;
         };
         let mut claims = Vec::new();
         for account in accounts {
@@ -307,82 +233,5 @@ impl<S: Store> Store for Troubled<S> {
         Ok(claims)
     }
 
-    async fn release(
-        &self,
-        who: Incarnation,
-        accounts: Vec<(AccountId, Epoch)>,
-    ) -> Result<(), StoreError> {
-        self.call(self.inner.release(who, accounts)).await
-    }
-
-    async fn hand_over(
-        &self,
-        who: Incarnation,
-        account: &AccountId,
-        epoch: Epoch,
-        to: Incarnation,
-    ) -> Result<HandOver, StoreError> {
-        self.call(self.inner.hand_over(who, account, epoch, to))
-            .await
-    }
-
-    async fn held(&self, who: Incarnation) -> Result<Vec<(AccountId, Lease)>, StoreError> {
-        self.call(self.inner.held(who)).await
-    }
-
-    async fn orphans(
-        &self,
-        after: Option<AccountId>,
-        limit: u32,
-    ) -> Result<Vec<Orphan>, StoreError> {
-        self.call(self.inner.orphans(after, limit)).await
-    }
-
-    async fn place(&self, account: &AccountId, placement: Placement) -> Result<(), StoreError> {
-        self.call(self.inner.place(account, placement)).await
-    }
-
-    async fn retire(
-        &self,
-        who: Incarnation,
-        account: &AccountId,
-        epoch: Epoch,
-    ) -> Result<bool, StoreError> {
-        self.call(self.inner.retire(who, account, epoch)).await
-    }
-
-    async fn history(&self) -> Result<Seal, StoreError> {
-        self.call(self.inner.history()).await
-    }
-
-    async fn renew_history(&self, now: Seal) -> Result<Seal, StoreError> {
-        self.call(self.inner.renew_history(now)).await
-    }
-
-    async fn watch(&self, who: Incarnation) -> Result<Change, StoreError> {
-        self.call(self.inner.watch(who)).await
-    }
-
-    async fn vault(&self, business: &BusinessId) -> Result<Vec<(u32, Record)>, StoreError> {
-        self.call(self.inner.vault(business)).await
-    }
-
-    async fn swap_vault(
-        &self,
-        business: &BusinessId,
-        number: u32,
-        old: Option<Record>,
-        new: Option<Record>,
-    ) -> Result<bool, StoreError> {
-        self.call(self.inner.swap_vault(business, number, old, new))
-            .await
-    }
-
-    async fn swap_records(
-        &self,
-        account: &AccountId,
-        records: Vec<(Key, Record, Record)>,
-    ) -> Result<u32, StoreError> {
-        self.call(self.inner.swap_records(account, records)).await
-    }
+    baton_core::delegate_store!(inner through call: load scan create_account delete_account accounts tenants enqueue retain hosts drain declare_dead leave release hand_over held orphans misplaced mail place retire history renew_history watch vault swap_vault swap_records);
 }

@@ -1,6 +1,10 @@
 //! What happens to the hosts, as a script of steps.
 
-use super::{Beat, Plan, Stage, node::node_name, takeover::Takeover};
+use super::{
+    Beat, Plan, Stage,
+    node::{Switch, node_name},
+    takeover::Takeover,
+};
 use crate::setup::Failure;
 use clap::ValueEnum;
 use serde_json::{Value, json};
@@ -70,9 +74,13 @@ pub(super) enum Step {
 }
 
 impl Disaster {
-    /// Whether the store of a host has to have a switch.
-    pub(super) const fn cuts_off(self) -> bool {
-        matches!(self, Self::Partition | Self::StoreStall)
+    /// What a host has to be cut off by.
+    pub(super) const fn switch(self) -> Switch {
+        match self {
+            Self::Partition => Switch::Network,
+            Self::StoreStall => Switch::Silence,
+            _ => Switch::None,
+        }
     }
 
     /// Whether the victim still has its connections when others take over: it is frozen and cannot close them, or it
@@ -212,16 +220,16 @@ impl Stage<'_> {
             }
             Step::CutOff => {
                 self.hit();
-                self.nodes[self.victim].silence(true)?;
+                self.nodes[self.victim].cut_off(true)?;
                 self.say("cut_off", "cut off from the database");
             }
             Step::Reconnect => {
-                self.nodes[self.victim].silence(false)?;
+                self.nodes[self.victim].cut_off(false)?;
                 self.say_plainly("reconnected", "reaches the database again");
             }
             Step::Stall(stall) => {
                 for node in self.nodes.iter().filter(|node| node.alive) {
-                    node.silence(*stall)?;
+                    node.cut_off(*stall)?;
                 }
                 if *stall {
                     self.mark();
@@ -238,7 +246,7 @@ impl Stage<'_> {
                     Some(name) => name.clone(),
                     None => self.nodes[self.victim].name.clone(),
                 };
-                self.start_node(&name)?;
+                self.start_node(&name).await?;
                 self.beat(&name, "started", "started".to_owned(), Value::Null);
             }
             Step::Joined => {

@@ -9,6 +9,7 @@ mod ledger;
 mod linking;
 mod node;
 pub mod plan;
+mod relay;
 mod takeover;
 
 pub use disaster::Disaster;
@@ -144,7 +145,7 @@ pub async fn play(
         verbose: staging.verbose,
         presence: staging.presence,
         naive: staging.disaster == Disaster::Naive,
-        silence: staging.disaster.cuts_off(),
+        switch: staging.disaster.switch(),
     };
     let common = Common {
         store: recipe.store.clone(),
@@ -278,7 +279,7 @@ impl Stage<'_> {
         self.beat("plan", "drawn", text, data);
 
         for number in 0..self.plan.nodes {
-            self.start_node(&node_name(number))?;
+            self.start_node(&node_name(number)).await?;
         }
         self.wait_until_online().await?;
         let stuck = self.traffic().await?;
@@ -303,9 +304,9 @@ impl Stage<'_> {
         });
     }
 
-    fn start_node(&mut self, name: &str) -> Result<usize, Failure> {
+    async fn start_node(&mut self, name: &str) -> Result<usize, Failure> {
         let number = self.nodes.len();
-        let node = Node::start(&self.recipe, number, name, self.said.clone())?;
+        let node = Node::start(&self.recipe, number, name, self.said.clone()).await?;
         self.nodes.push(node);
         Ok(number)
     }

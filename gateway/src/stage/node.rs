@@ -1,6 +1,6 @@
 //! One host process: a child that says what it does, and can be killed, frozen, cut off and told to go.
 
-use super::Said;
+use super::{Said, relay::Relay};
 use crate::setup::Failure;
 use serde_json::Value;
 use std::{path::PathBuf, process::Stdio, time::Duration};
@@ -23,7 +23,20 @@ pub(super) struct Recipe {
     /// Switches of `baton host`. Without any it is `baton serve`.
     pub(super) presence: bool,
     pub(super) naive: bool,
-    pub(super) silence: bool,
+    /// What a host can be cut off by.
+    pub(super) switch: Switch,
+}
+
+/// How a host is cut off from its store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Switch {
+    /// It is not.
+    None,
+    /// Its calls are not answered while there is a file. What else its process has to do with the database goes on: for a
+    /// database that is stuck, and for SQLite.
+    Silence,
+    /// The network between them is cut, if there is one.
+    Network,
 }
 
 #[derive(Debug)]
@@ -39,11 +52,12 @@ pub(super) struct Node {
     pub(super) incarnation: Option<String>,
     child: Child,
     silence: PathBuf,
+    relay: Option<Relay>,
 }
 
 impl Node {
     /// Starts process number `number` under `name`; what it says goes to `said`.
-    pub(super) fn start(
+    pub(super) async fn start(
         recipe: &Recipe,
         number: usize,
         name: &str,
@@ -55,11 +69,22 @@ impl Node {
             .open(recipe.directory.join(format!("{name}.log")))
             .map_err(|error| Failure::setup(format!("cannot write a log: {error}")))?;
         let silence = recipe.directory.join(format!("{name}.silence"));
-        let mut command = recipe.command();
-        let plain = recipe.presence && !recipe.naive && !recipe.silence;
+        let relay = match recipe.switch {
+            Switch::Network if recipe.store.starts_with("postgres") => Relay::to(&recipe.store)
+                .await
+                .map_err(|error| Failure::setup(format!("no way to the database: {error}")))?,
+            _ => None,
+        };
+        let (relay, store) = match relay {
+            Some((relay, through)) => (Some(relay), through),
+            None => (None, recipe.store.clone()),
+        };
+        let silent = recipe.switch != Switch::None && relay.is_none();
+        let mut command = recipe.command_on(&store);
+        let plain = recipe.presence && !recipe.naive && !silent;
         command.arg(if plain { "serve" } else { "host" });
         command.args(["--host-id", name]);
-        if recipe.silence {
+        if silent {
             command.arg("--silence").arg(&silence);
         }
         if !recipe.presence {
@@ -108,6 +133,7 @@ impl Node {
             incarnation: None,
             child,
             silence,
+            relay,
         })
     }
 
@@ -150,7 +176,11 @@ impl Node {
     }
 
     /// Cuts it off from its store, or connects it again.
-    pub(super) fn silence(&self, silent: bool) -> Result<(), Failure> {
+    pub(super) fn cut_off(&self, silent: bool) -> Result<(), Failure> {
+        if let Some(relay) = &self.relay {
+            relay.cut(silent);
+            return Ok(());
+        }
         let done = if silent {
             std::fs::write(&self.silence, "")
         } else {
@@ -174,9 +204,13 @@ impl Node {
 impl Recipe {
     /// `baton` on the store of the stage.
     pub(super) fn command(&self) -> Command {
+        self.command_on(&self.store)
+    }
+
+    fn command_on(&self, store: &str) -> Command {
         let mut command = Command::new(&self.program);
         command
-            .args(["--store", &self.store, "--key-file"])
+            .args(["--store", store, "--key-file"])
             .arg(&self.key_file)
             .stdin(Stdio::null())
             .kill_on_drop(true);

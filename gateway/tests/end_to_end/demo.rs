@@ -1,7 +1,12 @@
 //! `baton demo` as a newcomer runs it.
 
 use serde_json::Value;
-use std::process::{Command, Output};
+use std::{
+    io::{BufRead as _, BufReader},
+    os::unix::process::CommandExt as _,
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
 
 fn demo(flags: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_baton"))
@@ -104,5 +109,41 @@ fn wrong_flags_are_status_2() {
         &["--nonsense"],
     ] {
         assert_eq!(demo(flags).status.code(), Some(2), "{flags:?}");
+    }
+}
+
+/// Found by hand: host processes went on, and held ports and files, when a demonstration was told to end.
+#[test]
+fn a_demonstration_that_is_interrupted_leaves_no_process_behind() {
+    let mut demo = Command::new(env!("CARGO_BIN_EXE_baton"));
+    demo.args(["demo", "--json", "--seconds", "30"])
+        .stdout(Stdio::piped())
+        // Its processes are of its group.
+        .process_group(0);
+    let mut demo = demo.spawn().unwrap();
+    let group = demo.id().to_string();
+    let of_the_group = || {
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let stats = processes.filter_map(|entry| {
+            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+            // pid (name) state ppid pgrp …
+            let (_, rest) = stat.rsplit_once(") ")?;
+            let mut words = rest.split(' ');
+            (words.next() != Some("Z") && words.nth(1) == Some(&group)).then_some(())
+        });
+        stats.count()
+    };
+    let lines = BufReader::new(demo.stdout.take().unwrap()).lines();
+    let mut lines = lines.map(|line| line.unwrap());
+    assert!(lines.any(|line| line.contains("\"owns\"") || line.contains("traffic")));
+    assert!(of_the_group() >= 3, "two hosts and itself");
+    let mut kill = Command::new("sh");
+    kill.arg("-c").arg(format!("kill -TERM {group}"));
+    assert!(kill.status().unwrap().success());
+    assert_eq!(demo.wait().unwrap().code(), Some(1));
+    let begin = Instant::now();
+    while of_the_group() > 0 {
+        assert!(begin.elapsed() < Duration::from_secs(20), "they live on");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }

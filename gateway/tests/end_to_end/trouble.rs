@@ -3,11 +3,7 @@
 use crate::support::{Owner, config, service};
 use baton_core::{
     flow::{Config, StopReason},
-    state::{
-        AccountId, Batch, Beat, Beaten, Claim, Epoch, HostInfo, Incarnation, Key, MessageId,
-        Micros, Outcome, Record, Row, Scan, Store, StoreError, Term, UnixMillis,
-        memory::MemoryStore,
-    },
+    state::{Micros, Store, StoreError, memory::MemoryStore},
 };
 use baton_tokio::{End, Item, Ownership, account_named};
 use sim::serve::SimServer;
@@ -54,8 +50,9 @@ impl BadLine {
         (n % 1000 < self.failing.load(Ordering::SeqCst), n & 1 == 0)
     }
 
-    async fn call<T>(
+    async fn call<T: Send>(
         &self,
+        _name: &'static str,
         call: impl Future<Output = Result<T, StoreError>> + Send,
     ) -> Result<T, StoreError> {
         let (fails, takes_effect) = self.luck();
@@ -70,50 +67,8 @@ impl BadLine {
 }
 
 impl Store for BadLine {
-    async fn load(&self, account: &AccountId, keys: Vec<Key>) -> Result<Vec<Row>, StoreError> {
-        self.call(self.inner.load(account, keys)).await
-    }
-    async fn scan(&self, account: &AccountId, scan: Scan) -> Result<Vec<(Key, Row)>, StoreError> {
-        self.call(self.inner.scan(account, scan)).await
-    }
-    async fn commit(&self, batches: Vec<Batch>) -> Result<Vec<Outcome>, StoreError> {
-        self.call(self.inner.commit(batches)).await
-    }
-    async fn confirm(&self, terms: Vec<(AccountId, Term)>) -> Result<Vec<Outcome>, StoreError> {
-        self.call(self.inner.confirm(terms)).await
-    }
-    async fn claim(
-        &self,
-        who: Incarnation,
-        accounts: Vec<AccountId>,
-    ) -> Result<Vec<Claim>, StoreError> {
-        self.call(self.inner.claim(who, accounts)).await
-    }
-    async fn join(&self, who: Incarnation, info: HostInfo, ttl: Micros) -> Result<u16, StoreError> {
-        self.call(self.inner.join(who, info, ttl)).await
-    }
-    async fn beat(&self, who: Incarnation, beat: Beat) -> Result<Beaten, StoreError> {
-        self.call(self.inner.beat(who, beat)).await
-    }
-    async fn release(
-        &self,
-        who: Incarnation,
-        accounts: Vec<(AccountId, Epoch)>,
-    ) -> Result<(), StoreError> {
-        self.call(self.inner.release(who, accounts)).await
-    }
-    async fn enqueue(
-        &self,
-        account: &AccountId,
-        id: MessageId,
-        request: Record,
-        at: UnixMillis,
-    ) -> Result<bool, StoreError> {
-        self.call(self.inner.enqueue(account, id, request, at))
-            .await
-    }
-    baton_core::delegate_store!(inner: create_account delete_account accounts tenants retain hosts drain declare_dead leave
-        hand_over held orphans misplaced mail place retire history renew_history watch vault swap_vault swap_records);
+    baton_core::delegate_store!(inner through call: load scan commit confirm claim join beat release enqueue);
+    baton_core::delegate_store!(inner: create_account delete_account accounts tenants retain hosts drain declare_dead leave hand_over held orphans misplaced mail place retire history renew_history watch vault swap_vault swap_records);
 }
 
 async fn two(

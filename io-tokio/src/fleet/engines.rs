@@ -4,11 +4,12 @@ use super::{
     AccountStatus, Fleet, FleetEvent, Takeover,
     room::{Ended, Job, Room, Wishes},
 };
-use crate::{Connector, DriveOptions, Env, account::ends, watch};
+use crate::{Connector, DriveOptions, Env, Recorded, account::ends, watch};
 use baton_core::{
     cluster::device,
-    engine::{Engine, Grant},
+    engine::Grant,
     flow::{Config, StopReason},
+    journal::{Birth, Seed},
     state::{AccountId, Lease, Micros, Store},
 };
 use futures_util::FutureExt as _;
@@ -79,8 +80,15 @@ where
                 let grant = Grant { lease, until };
                 let (seed, now) = (self.env.entropy(), self.env.now());
                 let config = (self.config)(account);
+                let birth = Birth {
+                    account: account.clone(),
+                    config,
+                    grant,
+                    seed: Seed(seed),
+                    now,
+                };
                 let job = Job {
-                    engine: Engine::new(account.clone(), config, grant, seed, now),
+                    engine: Recorded::new(birth, self.options.journals.as_ref()),
                     number: room.engine,
                     account: account.clone(),
                     lease,

@@ -22,7 +22,7 @@ mod room;
 
 pub use handle::{AccountStatus, FleetEvent, FleetEvents, FleetHandle, HostStatus, Takeover};
 
-use crate::{CommitOptions, Commits, Connector, DriveOptions, Env, Retention};
+use crate::{CommitOptions, Commits, Connector, DriveOptions, Env, Journals, Retention};
 use baton_core::{
     cluster::{
         Answer, Ask, CallId, Timing, TimingError,
@@ -60,6 +60,8 @@ pub struct FleetOptions {
     pub drive: DriveOptions,
     /// When old rows leave.
     pub retention: Retention,
+    /// Journals of what happens to engines, if any are kept.
+    pub journals: Option<Journals>,
 }
 
 impl FleetOptions {
@@ -72,6 +74,7 @@ impl FleetOptions {
             commits: CommitOptions::default(),
             drive: DriveOptions::default(),
             retention: Retention::default(),
+            journals: None,
         }
     }
 }

@@ -2,12 +2,12 @@
 
 use super::handle::AccountStatus;
 use crate::{
-    Account, App, Commits, Connector, DriveOptions, Effect, Env, Link, Tenure, Word, account::Desk,
-    drive, watch,
+    Account, App, Commits, Connector, DriveOptions, Effect, Env, Link, Recorded, Tenure, Word,
+    account::Desk, drive, watch,
 };
 use baton_core::{
     cluster::device::Gate,
-    engine::{Engine, Grant},
+    engine::Grant,
     flow::{Command, CommandId, Connection, Event, Notice, StopReason},
     state::{AccountId, Lease, Micros, Store, UnixMillis},
 };
@@ -138,7 +138,7 @@ pub(super) struct Ended {
 
 /// What it takes to run an engine.
 pub(super) struct Job<S, C: Connector, E> {
-    pub(super) engine: Engine,
+    pub(super) engine: Recorded,
     pub(super) number: u64,
     pub(super) account: AccountId,
     pub(super) lease: Lease,

@@ -1,15 +1,18 @@
 //! The media host: files are left by `POST` and read by `GET`, whole or from some byte on.
 
 use super::Hub;
-use crate::service::{Download, UPLOAD_BYTES, token};
+use crate::service::{Download, UPLOAD_BYTES};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::stream;
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,11 +27,7 @@ pub(super) async fn serve(
     listener: TcpListener,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let app = Router::new()
-        .route("/v/sim/{name}", get(read))
-        .route("/mms/{kind}/{token}", post(leave))
-        .layer(DefaultBodyLimit::max(UPLOAD_BYTES))
-        .with_state(host);
+    let app = app(host);
     let stop = async move {
         let _ = stopped.changed().await;
     };
@@ -37,6 +36,31 @@ pub(super) async fn serve(
         .await
     {
         tracing::error!(%error, "media host ended");
+    }
+}
+
+fn app(host: Arc<Hub>) -> Router {
+    Router::new()
+        .route("/v/sim/{name}", get(read))
+        .route("/mms/{kind}/{token}", post(leave))
+        .layer(DefaultBodyLimit::max(UPLOAD_BYTES))
+        .with_state(host)
+}
+
+/// One connection from its first request to its end, over any byte stream, without a task or a real clock.
+#[cfg(feature = "tier-b")]
+pub(crate) async fn connection<T>(host: Arc<Hub>, stream: T)
+where
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    let service = hyper_util::service::TowerToHyperService::new(app(host));
+    let stream = hyper_util::rt::TokioIo::new(stream);
+    let served = hyper::server::conn::http1::Builder::new()
+        .auto_date_header(false)
+        .serve_connection(stream, service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "a download ends");
     }
 }
 
@@ -131,4 +155,9 @@ fn skip(download: &mut Download, mut bytes: u64) -> Result<(), crate::service::B
         }
     }
     Ok(())
+}
+
+/// The name that a client gives a file in its address.
+fn token(sealed: &[u8]) -> String {
+    URL_SAFE_NO_PAD.encode(Sha256::digest(sealed))
 }

@@ -171,7 +171,7 @@ impl Service {
         match &connection.stage {
             Stage::Online(device) => {
                 let device = device.clone();
-                self.stanza(&device, &node, now);
+                self.hear(conn, &device, node, now);
             }
             Stage::Pairing(_) => self.pairing_stanza(conn, &node, now),
             Stage::Hello | Stage::Finish(_) | Stage::Over => {}

@@ -183,7 +183,7 @@ impl SettingsFault {
         Self::Garbage,
     ];
 
-    const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Overtake => "settings_overtake",
             Self::FalseConflict => "settings_false_conflict",
@@ -231,7 +231,7 @@ impl FileFault {
         Self::Slow,
     ];
 
-    const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Gone => "file_gone",
             Self::Truncated => "file_truncated",
@@ -248,6 +248,7 @@ impl FileFault {
 pub struct Faults {
     pending: BTreeMap<(DeviceId, Kind), Pending>,
     acted: BTreeMap<&'static str, u64>,
+    on: BTreeMap<(DeviceId, &'static str), u64>,
 }
 
 /// The faults that lie in wait; the others act at once.
@@ -297,6 +298,13 @@ impl Faults {
         &self.acted
     }
 
+    /// How often a kind of fault that lies in wait has happened to a device.
+    #[must_use]
+    pub fn acted_on(&self, device: &DeviceId, name: &'static str) -> u64 {
+        let key = (device.clone(), name);
+        self.on.get(&key).copied().unwrap_or_default()
+    }
+
     /// Withdraws everything that has not happened yet: the world heals.
     pub fn clear(&mut self) {
         self.pending.clear();
@@ -327,6 +335,7 @@ impl Faults {
             self.pending.remove(&key);
         }
         self.count(kind.name());
+        *self.on.entry((device.clone(), kind.name())).or_default() += 1;
         Some(argument)
     }
 

@@ -3,20 +3,13 @@
 //! A file is held, or made anew whenever somebody reads it: a history of a hundred megabytes costs no memory here. Who
 //! knows a path may read; the content is sealed, and the key is told to whom it is meant for.
 
+use super::ciphers::{Cbc, Mac, Sum, cbc_open, hmac256, sum};
 use super::faults::{FileFault, Kind};
 use super::history::Chunk;
 use super::{DeviceId, Service};
-use aes::Aes256;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use baton_core::crypto::{Rng, hkdf_sha256};
 use baton_core::state::Micros;
 use bytes::Bytes;
-use cbc::cipher::{
-    BlockModeDecrypt as _, BlockModeEncrypt as _, KeyIvInit as _, block_padding::Pkcs7,
-};
-use hmac::{Hmac, KeyInit as _, Mac as _};
-use sha2::{Digest as _, Sha256};
 use smol_str::SmolStr;
 use std::collections::BTreeMap;
 
@@ -170,21 +163,23 @@ impl Download {
 /// Seals what comes, piece by piece, and sums it up.
 pub(super) struct Sealer<I> {
     plain: I,
-    cipher: cbc::Encryptor<Aes256>,
-    mac: Hmac<Sha256>,
+    cipher: Cbc,
+    mac: Mac,
     block: Vec<u8>,
     ended: bool,
 }
 
+/// Bytes that are handed out at a time at least.
+const PIECE: usize = 4 << 10;
+
 impl<I: Iterator<Item = Vec<u8>>> Sealer<I> {
     pub(super) fn new(kind: FileKind, key: &[u8; 32], plain: I) -> Self {
         let (iv, cipher, mac_key) = keys(kind, key);
-        let mut mac =
-            Hmac::new_from_slice(&mac_key).unwrap_or_else(|_| unreachable!("any length will do"));
+        let mut mac = Mac::new(&mac_key);
         mac.update(&iv);
         Self {
             plain,
-            cipher: cbc::Encryptor::new(&cipher.into(), &iv.into()),
+            cipher: Cbc::new(&cipher, &iv),
             mac,
             block: Vec::new(),
             ended: false,
@@ -194,11 +189,7 @@ impl<I: Iterator<Item = Vec<u8>>> Sealer<I> {
     fn seal(&mut self, upto: usize) -> Vec<u8> {
         let rest = self.block.split_off(upto);
         let mut sealed = std::mem::replace(&mut self.block, rest);
-        for block in sealed.chunks_exact_mut(16) {
-            let mut array: [u8; 16] = std::array::from_fn(|n| block[n]);
-            self.cipher.encrypt_block((&mut array).into());
-            block.copy_from_slice(&array);
-        }
+        self.cipher.encrypt(&mut sealed);
         self.mac.update(&sealed);
         sealed
     }
@@ -215,7 +206,8 @@ impl<I: Iterator<Item = Vec<u8>>> Iterator for Sealer<I> {
             match self.plain.next() {
                 Some(piece) => {
                     self.block.extend(piece);
-                    if self.block.len() >= 16 {
+                    // A client that asks for piece after piece should not need a round trip for each name in it.
+                    if self.block.len() >= PIECE {
                         return Some(self.seal(self.block.len() / 16 * 16));
                     }
                 }
@@ -225,7 +217,7 @@ impl<I: Iterator<Item = Vec<u8>>> Iterator for Sealer<I> {
                     self.block
                         .extend(vec![u8::try_from(padding).unwrap_or(16); padding]);
                     let mut last = self.seal(self.block.len());
-                    let mac = self.mac.clone().finalize().into_bytes();
+                    let mac = self.mac.clone().finish();
                     last.extend(&mac[..10]);
                     return Some(last);
                 }
@@ -248,15 +240,10 @@ fn keys(kind: FileKind, key: &[u8; 32]) -> ([u8; 16], [u8; 32], [u8; 32]) {
 pub(super) fn open(kind: FileKind, key: &[u8; 32], file: &[u8]) -> Option<Vec<u8>> {
     let (iv, cipher, mac_key) = keys(kind, key);
     let (sealed, mac) = file.split_last_chunk::<10>()?;
-    let mut whole = Hmac::<Sha256>::new_from_slice(&mac_key).ok()?;
-    whole.update(&iv);
-    whole.update(sealed);
-    if whole.finalize().into_bytes()[..10] != *mac {
+    if hmac256(&mac_key, &[&iv, sealed])[..10] != *mac {
         return None;
     }
-    cbc::Decryptor::<Aes256>::new(&cipher.into(), &iv.into())
-        .decrypt_padded_vec::<Pkcs7>(sealed)
-        .ok()
+    cbc_open(&cipher, &iv, sealed)
 }
 
 impl Files {
@@ -272,11 +259,7 @@ impl Files {
         let sealed: Vec<u8> = Sealer::new(kind, &key, std::iter::once(plain.to_vec()))
             .flatten()
             .collect();
-        let sums = (
-            plain.len() as u64,
-            Sha256::digest(plain).into(),
-            Sha256::digest(&sealed).into(),
-        );
+        let sums = (plain.len() as u64, sum(plain), sum(&sealed));
         let length = sealed.len() as u64;
         self.insert(owner, key, sums, length, Source::Held(sealed.into()), rng)
     }
@@ -284,7 +267,7 @@ impl Files {
     /// Leaves a chunk of history, which is made whenever it is read. It is made once here, to sum it up.
     pub(super) fn make(&mut self, owner: &str, chunk: Chunk, rng: &mut Rng) -> Reference {
         let key = rng.bytes();
-        let (mut plain, mut sealed) = (Sha256::new(), Sha256::new());
+        let (mut plain, mut sealed) = (Sum::new(), Sum::new());
         let (mut plain_length, mut length) = (0, 0);
         let pieces = chunk.file().inspect(|piece| {
             plain.update(piece);
@@ -294,11 +277,7 @@ impl Files {
             sealed.update(&piece);
             length += piece.len() as u64;
         }
-        let sums = (
-            plain_length,
-            plain.finalize().into(),
-            sealed.finalize().into(),
-        );
+        let sums = (plain_length, plain.finish(), sealed.finish());
         self.insert(
             owner,
             key,
@@ -361,7 +340,7 @@ impl Service {
 
     /// Somebody leaves a file. Returns its path.
     pub fn leave_file(&mut self, bytes: Bytes) -> String {
-        let name = format!("/v/sim/{}.enc", super::books::hex(&Sha256::digest(&bytes)));
+        let name = format!("/v/sim/{}.enc", super::books::hex(&sum(&bytes)));
         let path = format!("{name}?ccb=11-4");
         self.files.files.insert(
             name,
@@ -407,11 +386,6 @@ impl Service {
             flaw,
         })
     }
-}
-
-/// The name that a client gives a file in its address.
-pub(crate) fn token(sealed: &[u8]) -> String {
-    URL_SAFE_NO_PAD.encode(Sha256::digest(sealed))
 }
 
 #[cfg(test)]

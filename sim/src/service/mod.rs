@@ -17,6 +17,7 @@
 //! | `accounts`, `keys`, `usync` | who there is, their keys, how others find them |
 //! | `messages`, `receipts`, `queue` | who gets what, in which order, until when |
 //! | `iq`, `presence` | everything else that must be answered |
+//! | `ciphers` | the service's own AES, HMAC and HKDF, which share no line with the engine's |
 //! | `phone` | device 0 of each account, played by the service, with real keys |
 //! | [`settings`], `syncd` | what devices of an account share, and the phone's check of it |
 //! | [`history`], `handover`, `files` | the past that a phone hands over, and where it is fetched |
@@ -26,6 +27,7 @@
 
 mod accounts;
 pub mod books;
+mod ciphers;
 mod connection;
 pub mod faults;
 mod files;
@@ -46,7 +48,6 @@ mod syncd;
 mod usync;
 
 pub use accounts::{BadPhoneNumber, DeviceId};
-pub(crate) use files::token;
 pub use files::{Broken, Download, NoFile, UPLOAD_BYTES};
 pub use pairing::{ScanError, Scanned};
 pub use persist::RestoreError;
@@ -158,6 +159,7 @@ pub struct Service {
     books: Books,
     faults: Faults,
     tamper: Option<Tamper>,
+    overheard: Option<Tamper>,
     /// Counts the ids of own stanzas and the timers.
     counter: u64,
     revision: u64,
@@ -228,6 +230,7 @@ impl Service {
             books: Books::default(),
             faults: Faults::default(),
             tamper: None,
+            overheard: None,
             counter: 0,
             revision: 0,
         }
@@ -297,6 +300,11 @@ impl Service {
         timer.into_iter().chain(silence).min()
     }
 
+    /// Whether [`Self::tick`] has anything to do by now.
+    pub(crate) fn is_due(&self, now: Micros) -> bool {
+        !self.inbox.is_empty() || self.next_wake().is_some_and(|wake| wake <= now)
+    }
+
     /// The next thing to do, in order, until there is nothing.
     pub fn poll(&mut self) -> Option<Effect> {
         self.effects.pop_front()
@@ -310,6 +318,26 @@ impl Service {
             .into_iter()
             .filter_map(|form| self.accounts.jid(device, form))
             .collect()
+    }
+
+    /// What waits for a device: class and id.
+    #[must_use]
+    pub fn waiting(&self, device: &DeviceId) -> Vec<String> {
+        let queue = self.accounts.device(device).map(|found| found.queue.iter());
+        let entries = queue.into_iter().flatten();
+        entries
+            .map(|entry| format!("{:?} {}", entry.class, entry.id))
+            .collect()
+    }
+
+    /// The one-time pre-keys that are left of a device's.
+    #[must_use]
+    pub fn pool(&self, device: &DeviceId) -> Vec<u32> {
+        let pool = self
+            .accounts
+            .device(device)
+            .map(|found| found.vault.pool.iter());
+        pool.into_iter().flatten().map(|(id, _)| *id).collect()
     }
 
     /// Everything that was seen and done.
@@ -327,6 +355,11 @@ impl Service {
     /// Lets somebody rewrite what the service says, from now on: a service that lies. The books know what it meant.
     pub fn tamper(&mut self, tamper: Option<Tamper>) {
         self.tamper = tamper;
+    }
+
+    /// Lets somebody rewrite what devices say, from now on, before the service hears it: a client with manners of its own.
+    pub fn overhear(&mut self, tamper: Option<Tamper>) {
+        self.overheard = tamper;
     }
 
     /// Withdraws every fault that has not struck yet.
@@ -440,6 +473,17 @@ impl Service {
     fn later(&mut self, at: Micros, timer: Timer) {
         self.counter += 1;
         self.timers.insert((at, self.counter), timer);
+    }
+
+    /// One stanza as it came from a device.
+    fn hear(&mut self, conn: ConnId, from: &DeviceId, node: Node, now: Now) {
+        let Some(mut tamper) = self.overheard.take() else {
+            return self.stanza(from, &node, now);
+        };
+        for node in tamper(conn, node) {
+            self.stanza(from, &node, now);
+        }
+        self.overheard = Some(tamper);
     }
 
     /// One stanza of a device, whichever way it came.

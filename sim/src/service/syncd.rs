@@ -3,14 +3,9 @@
 //! The engine has its own implementation, which is fast. This one shares no line with it, so that a mistake there is not
 //! believed here. It holds whole collections in maps and computes each hash lane by lane.
 
-use aes::Aes256;
+use super::ciphers::{cbc_open, cbc_seal, hkdf, hmac256, hmac512};
 use baton_core::proto::sync::{SyncActionData, SyncdMutation, SyncdPatch, SyncdRecord};
-use cbc::cipher::{
-    BlockModeDecrypt as _, BlockModeEncrypt as _, KeyIvInit as _, block_padding::Pkcs7,
-};
-use hmac::{Hmac, KeyInit as _, Mac as _};
 use prost::Message as _;
-use sha2::{Sha256, Sha512};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a 32-byte key of the phone becomes.
@@ -55,36 +50,13 @@ pub(super) struct Clear {
     pub(super) missing: bool,
 }
 
-/// HMAC-SHA256.
-fn hmac256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
-    let mut mac =
-        Hmac::<Sha256>::new_from_slice(key).unwrap_or_else(|_| unreachable!("any length will do"));
-    parts.iter().for_each(|part| mac.update(part));
-    mac.finalize().into_bytes().into()
-}
-
-/// HKDF-SHA256 without salt: extract, then as many blocks as are needed.
-fn hkdf(secret: &[u8], info: &[u8], length: usize) -> Vec<u8> {
-    let pseudo_random = hmac256(&[0; 32], &[secret]);
-    let (mut out, mut block) = (Vec::new(), Vec::new());
-    for counter in 1u8.. {
-        block = hmac256(&pseudo_random, &[&block, info, &[counter]]).to_vec();
-        out.extend_from_slice(&block);
-        if out.len() >= length {
-            break;
-        }
-    }
-    out.truncate(length);
-    out
-}
-
 fn part<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     std::array::from_fn(|n| bytes[at + n])
 }
 
 impl Keys {
     pub(super) fn expand(data: &[u8; 32]) -> Self {
-        let okm = hkdf(data, b"WhatsApp Mutation Keys", 160);
+        let okm: [u8; 160] = hkdf(data, b"WhatsApp Mutation Keys");
         Self {
             index: part(&okm, 0),
             value_encryption: part(&okm, 32),
@@ -100,13 +72,8 @@ impl Keys {
 
     /// `operation` is 1 for SET, 2 for REMOVE; `content` is the initialisation vector and the ciphertext.
     fn value_mac(&self, operation: u8, key_id: &[u8], content: &[u8]) -> [u8; 32] {
-        let mut mac = Hmac::<Sha512>::new_from_slice(&self.value_mac)
-            .unwrap_or_else(|_| unreachable!("any length will do"));
-        mac.update(&[operation]);
-        mac.update(key_id);
-        mac.update(content);
-        mac.update(&(key_id.len() as u64 + 1).to_be_bytes());
-        part(&mac.finalize().into_bytes(), 0)
+        let length = (key_id.len() as u64 + 1).to_be_bytes();
+        hmac512(&self.value_mac, &[&[operation], key_id, content, &length])
     }
 
     pub(super) fn snapshot_mac(&self, hash: &Hash, version: u64, collection: &str) -> [u8; 32] {
@@ -142,8 +109,7 @@ impl Keys {
     ) -> SyncdMutation {
         use baton_core::proto::sync::{KeyId, SyncdIndex, SyncdValue};
         let plain = data.encode_to_vec();
-        let sealed = cbc::Encryptor::<Aes256>::new(&self.value_encryption.into(), &iv.into())
-            .encrypt_padded_vec::<Pkcs7>(&plain);
+        let sealed = cbc_seal(&self.value_encryption, &iv, &plain);
         let mut content = iv.to_vec();
         content.extend(sealed);
         let mac = self.value_mac(if removed { 2 } else { 1 }, key_id, &content);
@@ -172,7 +138,7 @@ pub(super) fn to_bytes(hash: &Hash) -> [u8; 128] {
 }
 
 fn expand(value_mac: &[u8; 32]) -> Hash {
-    let okm = hkdf(value_mac, b"WhatsApp Patch Integrity", 128);
+    let okm: [u8; 128] = hkdf(value_mac, b"WhatsApp Patch Integrity");
     std::array::from_fn(|n| u16::from_le_bytes([okm[2 * n], okm[2 * n + 1]]))
 }
 
@@ -276,9 +242,7 @@ pub(super) fn open(
         return Err("the MAC of a value is wrong".into());
     }
     let (iv, sealed) = (part::<16>(content, 0), &content[16..]);
-    let data = cbc::Decryptor::<Aes256>::new(&key.value_encryption.into(), &iv.into())
-        .decrypt_padded_vec::<Pkcs7>(sealed)
-        .map_err(|_| "a value does not decrypt")?;
+    let data = cbc_open(&key.value_encryption, &iv, sealed).ok_or("a value does not decrypt")?;
     let decoded = SyncActionData::decode(&*data).map_err(|_| "a value is no setting")?;
     let index = decoded.index.unwrap_or_default();
     if key.index_mac(&index) != index_mac {

@@ -2,10 +2,7 @@
 
 use super::{clock::BEGINNING, postgres};
 use baton_core::state::{
-    AccountId, AccountInfo, Batch, Beat, Beaten, BusinessId, Claim, Epoch, HandOver, HostInfo,
-    HostView, Incarnation, Key, Lease, MessageId, Micros, Orphan, Outcome, Placement, Record, Row,
-    Scan, Seal, Store, StoreError, Table, Term, UnixMillis, conformance::block_on,
-    memory::MemoryStore,
+    Micros, Store, StoreError, UnixMillis, conformance::block_on, memory::MemoryStore,
 };
 use baton_store_sqlite::SqliteStore;
 use std::{
@@ -247,54 +244,17 @@ impl Backend {
 }
 
 macro_rules! each {
-    ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty;)*) => {
-        impl Store for Backend {
-            $(async fn $name(&self, $($arg: $type),*) -> Result<$out, StoreError> {
-                match self {
-                    Self::Memory(store) => store.$name($($arg),*).await,
-                    Self::Sqlite(file) => {
-                        let store = file.store();
-                        store.$name($($arg),*).await
-                    }
-                    Self::Postgres(database) => {
-                        let store = database.store();
-                        store.$name($($arg),*).await
-                    }
-                }
-            })*
+    ($name:ident($($arg:ident: $type:ty),*) -> $out:ty) => {
+        async fn $name(&self, $($arg: $type),*) -> Result<$out, StoreError> {
+            match self {
+                Self::Memory(store) => store.$name($($arg),*).await,
+                Self::Sqlite(file) => file.store().$name($($arg),*).await,
+                Self::Postgres(database) => database.store().$name($($arg),*).await,
+            }
         }
     };
 }
 
-each! {
-    load(account: &AccountId, keys: Vec<Key>) -> Vec<Row>;
-    scan(account: &AccountId, scan: Scan) -> Vec<(Key, Row)>;
-    commit(batches: Vec<Batch>) -> Vec<Outcome>;
-    confirm(terms: Vec<(AccountId, Term)>) -> Vec<Outcome>;
-    create_account(business: &BusinessId, name: &str) -> AccountId;
-    delete_account(account: &AccountId) -> ();
-    accounts(business: &BusinessId) -> Vec<AccountInfo>;
-    tenants() -> Vec<BusinessId>;
-    enqueue(account: &AccountId, id: MessageId, request: Record, at: UnixMillis) -> bool;
-    retain(account: &AccountId, table: Table, before: UnixMillis, limit: u32) -> u32;
-    join(who: Incarnation, info: HostInfo, ttl: Micros) -> u16;
-    beat(who: Incarnation, beat: Beat) -> Beaten;
-    hosts() -> Vec<HostView>;
-    drain(who: Incarnation, drain: bool) -> bool;
-    declare_dead(by: Incarnation, dead: Incarnation) -> bool;
-    leave(who: Incarnation) -> ();
-    claim(who: Incarnation, accounts: Vec<AccountId>) -> Vec<Claim>;
-    release(who: Incarnation, accounts: Vec<(AccountId, Epoch)>) -> ();
-    hand_over(who: Incarnation, account: &AccountId, epoch: Epoch, to: Incarnation) -> HandOver;
-    held(who: Incarnation) -> Vec<(AccountId, Lease)>;
-    orphans(after: Option<AccountId>, limit: u32) -> Vec<Orphan>;
-    misplaced(who: Incarnation) -> Vec<(AccountId, Placement)>;
-    mail(who: Incarnation) -> Vec<AccountId>;
-    place(account: &AccountId, placement: Placement) -> ();
-    retire(who: Incarnation, account: &AccountId, epoch: Epoch) -> bool;
-    history() -> Seal;
-    renew_history(now: Seal) -> Seal;
-    vault(business: &BusinessId) -> Vec<(u32, Record)>;
-    swap_vault(business: &BusinessId, number: u32, old: Option<Record>, new: Option<Record>) -> bool;
-    swap_records(account: &AccountId, records: Vec<(Key, Record, Record)>) -> u32;
+impl Store for Backend {
+    baton_core::delegate_store!(with each: all);
 }

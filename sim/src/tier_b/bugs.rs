@@ -35,13 +35,17 @@ pub enum Bug {
     GreedyClaim,
     /// The database's clock stands still: no lease ever runs out.
     StoppedClock,
+    /// A new owner is given the collections of settings as they were one write ago.
+    StaleCollections,
+    /// Value MACs are left out of batches; the version that they belong to is in them.
+    ForgottenMacs,
     /// The consumer acknowledges a question before it has answered.
     HastyConsumer,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::SentBeforeCommit,
         Self::AckBeforeKeep,
         Self::NoFence,
@@ -53,6 +57,8 @@ impl Bug {
         Self::IgnoredRelease,
         Self::GreedyClaim,
         Self::StoppedClock,
+        Self::StaleCollections,
+        Self::ForgottenMacs,
         Self::HastyConsumer,
     ];
 
@@ -74,6 +80,7 @@ impl Bug {
             let forgotten: &[Table] = match self {
                 Self::ForgottenRatchets if has(Table::Seen) => &[Table::Seen, Table::Session],
                 Self::ForgottenOutbox => &[Table::Outbox],
+                Self::ForgottenMacs => &[Table::AppStateMutationMac],
                 _ => continue,
             };
             batch
@@ -87,6 +94,7 @@ impl Bug {
         match (self, key) {
             (Self::StaleSession, Key::Session(_)) => 1,
             (Self::StaleCounters, Key::Counters) => 4,
+            (Self::StaleCollections, Key::AppStateVersion(_)) => 2,
             _ => 0,
         }
     }

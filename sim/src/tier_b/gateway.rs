@@ -4,24 +4,30 @@
 //! One task, nothing spawned: tokio drops spawned tasks of a crashed host in an order that depends on numbers of the
 //! whole process. Everything that is polled is in one [`FuturesUnordered`].
 
-use super::{Room, clock::SimEnv, consumer::Consumer, net::SimLink, remote::RemoteStore};
+use super::{Room, clock::SimEnv, consumer::Consumer, locked, net::SimLink, remote::RemoteStore};
+use crate::{
+    service::settings::Change,
+    world::{Asked, action_of},
+};
 use baton_core::{
-    flow::{Command, Config, Endpoint, Limits, PreKeyPolicy, Profile, ServiceConfig, Timing},
+    flow::{
+        Command, CommandId, Config, Endpoint, Limits, PreKeyPolicy, Profile, ServiceConfig, Timing,
+    },
     state::{HostInfo, Micros},
 };
-use baton_tokio::{Account, Host, MemberOptions, Options};
+use baton_tokio::{Account, Env as _, Host, MemberOptions, Options};
 use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use std::{
     future::poll_fn,
     pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     task::Poll,
     time::Duration,
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// The machine a gateway runs on, and what of it outlives the process.
 #[derive(Clone, Debug)]
@@ -37,6 +43,15 @@ pub(crate) struct Seat {
     /// Whether the process is asked to go.
     pub(crate) stop: watch::Sender<bool>,
     pub(crate) version: Arc<AtomicU64>,
+    /// Where people reach the process, if there is one.
+    wishes: Arc<Mutex<Option<mpsc::UnboundedSender<Wish>>>>,
+}
+
+/// Settings of an account that somebody wants to be changed.
+#[derive(Debug)]
+pub(crate) struct Wish {
+    pub(crate) account: usize,
+    pub(crate) changes: Vec<Change>,
 }
 
 impl Seat {
@@ -49,6 +64,15 @@ impl Seat {
             lives: Arc::default(),
             stop: watch::Sender::new(false),
             version: Arc::default(),
+            wishes: Arc::default(),
+        }
+    }
+
+    /// Somebody asks the process for something. It is lost with the process.
+    pub(crate) fn wish(&self, wish: Wish) {
+        if let Some(wishes) = &*locked(&self.wishes) {
+            // A process that is gone answers nobody.
+            let _ = wishes.send(wish);
         }
     }
 }
@@ -93,7 +117,9 @@ async fn run(room: Room, seat: Seat, life: u64) {
         Arc::clone(&seat.name),
     );
     let options = options(&seat);
-    let host = Host::new(store, link, env, options);
+    let (wishes, mut wished) = mpsc::unbounded_channel();
+    *locked(&seat.wishes) = Some(wishes);
+    let host = Host::new(store, link, env.clone(), options);
     let accounts = room.books().accounts.clone();
     let count = accounts.len();
     let hosts = room.gateways;
@@ -126,9 +152,17 @@ async fn run(room: Room, seat: Seat, life: u64) {
     }
     let mut stop = seat.stop.subscribe();
     let mut left = count;
+    let mut number = 0;
     let work = async {
         loop {
             tokio::select! { biased;
+                Some(wish) = wished.recv() => {
+                    number += 1;
+                    let asking = (life, CommandId(number));
+                    let handle = handles[wish.account].clone();
+                    let done = change(room.clone(), env.clone(), asking, handle, wish);
+                    tasks.push(done.map(|()| false).boxed());
+                }
                 Ok(()) = stop.changed() => {
                     if *stop.borrow_and_update() {
                         handles.iter().for_each(Account::shutdown);
@@ -150,6 +184,38 @@ async fn run(room: Room, seat: Seat, life: u64) {
     tokio::select! { biased;
         () = all => {}
         never = host.run() => match never {},
+    }
+}
+
+/// Asks for a change of settings, and notes what came of it.
+async fn change(
+    room: Room,
+    env: SimEnv,
+    (life, id): (u64, CommandId),
+    handle: Account,
+    Wish { account, changes }: Wish,
+) {
+    let actions = changes.iter().filter_map(action_of).collect();
+    let (began, at) = (env.now().mono, env.now().unix.0);
+    let number = {
+        let asked = Asked {
+            life,
+            id,
+            at,
+            changes,
+            result: None,
+        };
+        let changes = &mut room.books().changes;
+        changes.push((account, asked));
+        changes.len() - 1
+    };
+    let result = handle.post(Command::Change(actions)).await.await;
+    if let Some((_, asked)) = room.books().changes.get_mut(number) {
+        // The clock of the machine may have been set meanwhile: not later than when this began, by either setting.
+        let spent = env.now().mono.since(began).0.div_ceil(1000);
+        let spent = i64::try_from(spent).unwrap_or(i64::MAX);
+        asked.at = asked.at.min(env.now().unix.0 - spent);
+        asked.result = Some(result);
     }
 }
 

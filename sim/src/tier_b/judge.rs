@@ -5,13 +5,16 @@
 use super::{Ask, Books, consumer::ECHO};
 use crate::{
     service::{DeviceId, Service, books as service},
-    world::{Evidence, Losses, Verdict, Witness, weigh},
+    world::{Case, Evidence, Losses, Places, Verdict, Witness, weigh, weigh_settings},
 };
 use baton_core::{
     crypto::sha256,
     flow::Event,
     jid::Jid,
-    state::{AccountId, Batch, Epoch, EventSeq, Incarnation, Key, Lease, MessageId, Outcome, Seq},
+    state::{
+        AccountId, Batch, Epoch, EventSeq, Incarnation, Key, Lease, MessageId, Outcome, Record,
+        Seq, Table,
+    },
 };
 use std::collections::BTreeMap;
 
@@ -25,6 +28,8 @@ pub(crate) struct Ledger {
     /// Batches refused because of the history they belong to.
     pub(crate) unsealed: u64,
     pub(crate) committed: u64,
+    /// How often the database went back.
+    losses: u32,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -37,6 +42,8 @@ struct History {
     outbox: BTreeMap<MessageId, u64>,
     seen: BTreeMap<[u8; 32], u64>,
     inbox: BTreeMap<EventSeq, u64>,
+    /// Where its settings stand.
+    places: Places,
 }
 
 impl Ledger {
@@ -114,6 +121,7 @@ impl Ledger {
         }
         history.applied = Some(batch.seq);
         self.committed += 1;
+        self.broken.extend(history.places.watch(batch));
         for (key, record) in &batch.rows {
             if record.is_none() {
                 continue;
@@ -132,6 +140,11 @@ impl Ledger {
         self.accounts.get(account)?.applied
     }
 
+    /// Where the account's settings stand.
+    pub(crate) fn places(&self, account: &AccountId) -> Option<&Places> {
+        self.accounts.get(account).map(|history| &history.places)
+    }
+
     /// Each time the account was given to a host: when, under which epoch, to which life.
     pub(crate) fn grants(&self, account: &AccountId) -> Vec<(u64, Epoch, Incarnation)> {
         self.accounts
@@ -142,7 +155,9 @@ impl Ledger {
 
     /// The database has gone back to the moment of `copy`. What it had seen to be durable was durable when it was seen.
     pub(crate) fn went_back(&mut self, copy: &Self) {
+        self.losses += 1;
         for (account, history) in &mut self.accounts {
+            history.places.forget();
             let old = copy.accounts.get(account);
             history.applied = old.and_then(|old| old.applied);
             history.grants = old.map(|old| old.grants.clone()).unwrap_or_default();
@@ -179,8 +194,41 @@ pub(crate) fn judge(books: &Books, ledger: &Ledger, directory: &Service) -> Verd
     ack_after_keep(books, ledger, directory, complaints);
     at_phones(books, service, complaints);
     answers(books, complaints);
-    complaints.truncate(50);
     verdict
+}
+
+/// Adds what is wrong with settings: states that the phone never had, and at the end anything that is not as the phone
+/// has it. `table` reads all rows of a table.
+pub(crate) fn settings(
+    books: &Books,
+    ledger: &mut Ledger,
+    service: &Service,
+    table: impl Fn(&AccountId, Table) -> Vec<(Key, Record)>,
+    verdict: &mut Verdict,
+) {
+    let lossy = ledger.losses > 0;
+    for (index, book) in books.accounts.iter().enumerate() {
+        if let Some(history) = ledger.accounts.get_mut(&book.id) {
+            let forks = history.places.forks(service, &book.phone).into_iter();
+            let forks = forks.map(|text| format!("{}: {text}", book.phone));
+            verdict.complaints.extend(forks);
+        }
+        // An account that is not linked, or not any more, has nothing to arrive at.
+        if book.online.is_none() {
+            continue;
+        }
+        let asked = books.changes.iter().filter(|(whose, _)| *whose == index);
+        weigh_settings(
+            &Case {
+                phone: &book.phone,
+                service,
+                table: &|which| table(&book.id, which),
+                asked: &asked.map(|(_, asked)| asked).collect::<Vec<_>>(),
+                lossy,
+            },
+            verdict,
+        );
+    }
 }
 
 /// A message's row is in the outbox before the service has the message, an event's in the inbox before it is shown.
@@ -313,13 +361,18 @@ fn answers(books: &Books, complaints: &mut Vec<String>) {
     }
 }
 
-/// What is still to come before a world is at rest: texts that nobody has read, accounts that are not online.
-pub(crate) fn unfinished(books: &Books, service: &service::Books) -> Vec<String> {
+/// What is still to come before a world is at rest: texts that nobody has read, accounts that are not online, settings
+/// that are not where the phone has them.
+pub(crate) fn unfinished(books: &Books, ledger: &Ledger, directory: &Service) -> Vec<String> {
+    let service = directory.books();
     let accounts = books.accounts.len();
     let mut open = Vec::new();
     for (index, book) in books.accounts.iter().enumerate() {
         if book.online.is_none() {
             open.push(format!("account {index} is not online"));
+        }
+        if let Some(places) = ledger.places(&book.id) {
+            open.extend(places.unfinished(directory, &book.phone));
         }
     }
     for ask in &books.asked {

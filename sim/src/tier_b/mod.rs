@@ -3,7 +3,7 @@
 //! ```text
 //!  a, b, c …  gateway hosts: baton_tokio::Host, all accounts, their consumers      one task each
 //!      │ │
-//!      │ └── ws://service:80   the simulated service behind real WebSocket framing
+//!      │ └── ws://service:80   the simulated service behind real WebSocket framing; its files on port 81
 //!      └──── db:5432           the database host: one call at a time, on a swappable store
 //!  api        leaves requests in mailboxes
 //! ```
@@ -45,12 +45,16 @@ pub use backend::Kind;
 pub use bugs::Bug;
 pub use consumer::Book;
 pub use diff::{Difference, diff, diff_plans};
-pub use plan::{Plan, Trouble};
+pub use plan::{By, Plan, Trouble};
 pub use run::{Report, run, run_with};
 pub use trace::Trace;
 pub use world::World;
 
-use crate::{serve::hub::Hub, service::faults::Fault};
+use crate::{
+    serve::hub::Hub,
+    service::{faults::Fault, settings::Change},
+    world::Asked,
+};
 use baton_core::crypto::PublicKey;
 use net::Network;
 use remote::Mail;
@@ -126,6 +130,11 @@ pub(crate) enum Order {
         to: usize,
         text: String,
     },
+    /// The owner of an account's phone changes settings.
+    Settings {
+        account: usize,
+        changes: Vec<Change>,
+    },
     Fault(Fault),
     Heal,
 }
@@ -138,6 +147,8 @@ pub(crate) struct Books {
     pub(crate) phones: Vec<String>,
     /// What was asked to be sent and accepted, in order.
     pub(crate) asked: Vec<Ask>,
+    /// Which settings engines were asked to change, of which account, in order.
+    pub(crate) changes: Vec<(usize, Asked)>,
     pub(crate) complaints: Vec<String>,
 }
 

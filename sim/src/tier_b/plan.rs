@@ -1,7 +1,11 @@
 //! What a seed has in store: drawn before the first step, plain data, printable.
 
 use super::{Kind, Setup, clock::generator};
-use crate::service::{DeviceId, faults::Fault};
+use crate::service::{
+    DeviceId,
+    faults::{Fault, FileFault, SettingsFault},
+    settings::Change,
+};
 use baton_core::crypto::Rng;
 use std::fmt;
 
@@ -12,10 +16,21 @@ pub struct Plan {
     pub setup: Setup,
     /// Requests to send: when (milliseconds after everybody is linked), from, to; phones are numbered behind accounts.
     pub texts: Vec<(u64, usize, usize)>,
+    /// Changes of settings: when, of which account, by whom, what.
+    pub changes: Vec<(u64, usize, By, Vec<Change>)>,
     /// When, and what.
     pub troubles: Vec<(u64, Trouble)>,
     /// When everything heals.
     pub span: u64,
+}
+
+/// Who changes settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The owner of the phone.
+    Phone,
+    /// Somebody who asks the process that has the account.
+    Engine,
 }
 
 /// Something that goes wrong, for so many milliseconds where that makes sense.
@@ -93,12 +108,13 @@ impl fmt::Display for Plan {
         writeln!(
             f,
             "seed {seed} on {backend}: {hosts} hosts, {accounts} accounts, {phones} phones; tick {tick} ms, latency {} to \
-             {} ms, store calls up to {slow} µs{}{}; {} texts",
+             {} ms, store calls up to {slow} µs{}{}; {} texts, {} changes of settings",
             latency.0,
             latency.1,
             if *chunks { ", streams in pieces" } else { "" },
             if *shuffle { ", hosts shuffled" } else { "" },
-            self.texts.len()
+            self.texts.len(),
+            self.changes.len()
         )?;
         if let Some(bug) = bug {
             writeln!(f, "  with a bug: {bug:?}")?;
@@ -156,10 +172,26 @@ impl Plan {
                 troubles.push((at, trouble(&mut rng, &setup, kind)));
             }
         }
+        // Settings have draws of their own.
+        let mut rng = generator(seed, "plan of settings");
+        let mut changes = Vec::new();
+        for _ in 0..rng.below(24) {
+            let by = [By::Phone, By::Engine][index(&mut rng, 2)];
+            let account = index(&mut rng, accounts);
+            let what = Change::draw_some(&mut rng);
+            changes.push((rng.below(span), account, by, what));
+        }
+        changes.sort_by_key(|(at, ..)| *at);
+        for _ in 0..rng.below(6) {
+            let device = companion(index(&mut rng, accounts));
+            let fault = trouble_with_settings(&mut rng, device);
+            troubles.push((rng.below(span), Trouble::Service(fault)));
+        }
         troubles.sort_by_key(|(at, _)| *at);
         Self {
             setup,
             texts,
+            changes,
             troubles,
             span,
         }
@@ -184,11 +216,15 @@ impl Plan {
     }
 }
 
+fn companion(account: usize) -> DeviceId {
+    DeviceId::new(&format!("1555000{account:04}"), 1)
+}
+
 fn trouble(rng: &mut Rng, setup: &Setup, kind: u64) -> Trouble {
     let host = super::host_name(index(rng, setup.hosts));
     let far = || super::service::SERVICE.0.to_owned();
     let db = || super::remote::DATABASE.0.to_owned();
-    let device = DeviceId::new(&format!("1555000{:04}", index(rng, setup.accounts)), 1);
+    let device = companion(index(rng, setup.accounts));
     let long = 500 + rng.below(9_000);
     let count = 1 + u32::try_from(rng.below(4)).unwrap_or(0);
     match kind {
@@ -226,6 +262,45 @@ fn trouble(rng: &mut Rng, setup: &Setup, kind: u64) -> Trouble {
             2 => Fault::WithholdAck { device, count },
             3 => Fault::IgnoreIq { device, count },
             _ => Fault::Close { device },
+        }),
+    }
+}
+
+/// What can go wrong about settings and files, and heals.
+fn trouble_with_settings(rng: &mut Rng, device: DeviceId) -> Fault {
+    let count = 1 + u32::try_from(rng.below(2)).unwrap_or(0);
+    let settings = |what| Fault::Settings {
+        device: device.clone(),
+        what,
+        count,
+    };
+    let file = |what| Fault::File {
+        device: device.clone(),
+        what,
+        count,
+    };
+    match rng.below(21) {
+        0..4 => settings(SettingsFault::Overtake),
+        4 => settings(SettingsFault::FalseConflict),
+        5 | 6 => settings(SettingsFault::LostAnswer),
+        7 => settings(SettingsFault::Refuse),
+        8..13 => settings(SettingsFault::ANSWERS[index(rng, SettingsFault::ANSWERS.len())]),
+        13 => settings(SettingsFault::NoKeys),
+        14 => settings(SettingsFault::LateKeys),
+        15 => Fault::RotateKey { device },
+        16 => Fault::DropPatches { device },
+        17 => file(FileFault::Truncated),
+        18 => file(FileFault::WrongMac),
+        // The phone uploads it again, once.
+        19 => Fault::File {
+            device,
+            what: FileFault::Gone,
+            count: 1,
+        },
+        _ => file(if rng.below(2) == 0 {
+            FileFault::BreaksOff
+        } else {
+            FileFault::Slow
         }),
     }
 }

@@ -14,12 +14,7 @@ use std::{
     fs,
     future::Future,
     io::Write as _,
-    os::unix::{
-        fs::{FileExt as _, MetadataExt as _, PermissionsExt as _},
-        process::CommandExt as _,
-    },
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    os::unix::fs::{FileExt as _, PermissionsExt as _},
     sync::{
         LazyLock, Mutex, MutexGuard, Once, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -33,7 +28,7 @@ use tokio::runtime::Runtime;
 /// Whether PostgreSQL is installed; says so loudly, once, if it is not.
 pub(crate) fn is_available() -> bool {
     static SAID: Once = Once::new();
-    let found = binaries().is_some();
+    let found = pg_cluster::binaries().is_some();
     if !found {
         SAID.call_once(|| {
             // Not by `eprintln`: tests keep that to themselves when they pass.
@@ -239,12 +234,9 @@ fn options() -> Options {
 
 /// A server of our own.
 struct Cluster {
-    binaries: PathBuf,
-    directory: PathBuf,
+    server: pg_cluster::Cluster,
     databases: AtomicU32,
     worker: Worker,
-    /// A shell that waits for this process to end, in whatever way, and then cleans up.
-    _watchdog: Child,
 }
 
 fn cluster() -> &'static Cluster {
@@ -254,39 +246,25 @@ fn cluster() -> &'static Cluster {
 
 impl Cluster {
     fn start() -> Self {
-        let binaries = binaries().expect("PostgreSQL is installed");
-        // Short: the path of a socket has room for about a hundred characters.
-        let directory = std::env::temp_dir().join(format!("baton-sim-{}", std::process::id()));
-        fs::create_dir(&directory).expect("a directory for the cluster");
-        if is_root() {
-            let given = Command::new("chown")
-                .arg("postgres")
-                .arg(&directory)
-                .status();
-            assert!(given.is_ok_and(|status| status.success()));
-        }
-        let watchdog = unprivileged("sh")
-            .arg("-c")
-            .arg(
-                "trap '' INT; cat; pid=$(head -n 1 \"$1\"/data/postmaster.pid) && kill -QUIT \"$pid\"; sleep 0.3; \
-                 rm -rf \"$1\"",
-            )
-            .arg("sh")
-            .arg(&directory)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn()
-            .expect("a shell");
+        let server = pg_cluster::Cluster::prepare(&[
+            // What is simulated is not the disk: nothing survives this process anyway.
+            "fsync=off",
+            "full_page_writes=off",
+            "wal_level=minimal",
+            "max_wal_senders=0",
+            // Plans do not change while a world runs.
+            "autovacuum=off",
+            "jit=off",
+        ]);
+        let server = server.expect("PostgreSQL is installed");
+        assert!(server.make(&["--locale=C.UTF-8", "--no-sync"]), "initdb");
         let cluster = Self {
-            binaries,
-            directory,
+            server,
             databases: AtomicU32::new(0),
             worker: Worker::start(),
-            _watchdog: watchdog,
         };
-        cluster.run();
+        let ask = |_: &pg_cluster::Cluster| cluster.try_sql("postgres", "SELECT 1");
+        cluster.server.start(ask);
         cluster.sql("postgres", "CREATE DATABASE baton_template");
         cluster.put_clock_first("baton_template");
         cluster.sql(
@@ -299,7 +277,7 @@ impl Cluster {
                        '{}/' || pg_catalog.current_database() || '.clock')::bigint * interval '1 millisecond';
                    END $$;
                  GRANT USAGE ON SCHEMA simulated TO PUBLIC",
-                cluster.directory.display()
+                cluster.server.directory().display()
             ),
         );
         let dial = cluster.dial("baton_template");
@@ -313,51 +291,14 @@ impl Cluster {
         cluster
     }
 
-    fn run(&self) {
-        let data = self.directory.join("data");
-        let made = unprivileged(self.binaries.join("initdb"))
-            .args(["-U", "postgres", "--auth=trust", "--encoding=UTF8"])
-            .args(["--locale=C.UTF-8", "--no-sync", "-D"])
-            .arg(&data)
-            .output();
-        assert!(made.is_ok_and(|made| made.status.success()), "initdb");
-        let log = fs::File::create(self.directory.join("server.log")).expect("a log");
-        let errors = log.try_clone().expect("a log");
-        let server = unprivileged(self.binaries.join("postgres"))
-            .arg("-D")
-            .arg(&data)
-            .arg("-k")
-            .arg(&self.directory)
-            .args(["-c", "listen_addresses=", "-c", "max_connections=300"])
-            // What is simulated is not the disk: nothing survives this process anyway.
-            .args(["-c", "fsync=off", "-c", "full_page_writes=off"])
-            .args(["-c", "wal_level=minimal", "-c", "max_wal_senders=0"])
-            // Plans do not change while a world runs.
-            .args(["-c", "autovacuum=off", "-c", "jit=off"])
-            .stdin(Stdio::null())
-            .stdout(log)
-            .stderr(errors)
-            .process_group(0)
-            .spawn();
-        drop(server.expect("the server starts"));
-        let started = Instant::now();
-        while let Err(error) = self.try_sql("postgres", "SELECT 1") {
-            assert!(started.elapsed() < Duration::from_secs(60), "{error}");
-            thread::sleep(Duration::from_millis(50));
-        }
-    }
-
     /// The schema with the clock comes first, so the store's tables are in it as well.
     fn url(&self, database: &str) -> String {
-        format!(
-            "postgres:///{database}?user=postgres&host={}",
-            self.directory.display()
-        )
+        self.server.url("postgres", database)
     }
 
     /// The file that the server reads the time of a database from.
     fn dial(&self, database: &str) -> fs::File {
-        let path = self.directory.join(format!("{database}.clock"));
+        let path = self.server.directory().join(format!("{database}.clock"));
         let file = fs::File::create(path).expect("a file for the clock");
         let readable = file.set_permissions(fs::Permissions::from_mode(0o644));
         readable.expect("a file that the server may read");
@@ -401,7 +342,7 @@ impl Cluster {
     fn forget(&self, database: &str) {
         let sql = format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)");
         drop(self.worker.post(execute(self.url("postgres"), sql)));
-        let _ = fs::remove_file(self.directory.join(format!("{database}.clock")));
+        let _ = fs::remove_file(self.server.directory().join(format!("{database}.clock")));
     }
 }
 
@@ -410,47 +351,4 @@ async fn execute(url: String, sql: String) -> Result<(), sqlx::Error> {
     let sql = sqlx::raw_sql(AssertSqlSafe(sql));
     connection.execute(sql).await?;
     connection.close().await
-}
-
-/// The newest installation there is.
-fn binaries() -> Option<PathBuf> {
-    static FOUND: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let mut places: Vec<PathBuf> = std::env::split_paths(&path).collect();
-        let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
-        let mut versions: Vec<PathBuf> = versions.flatten().map(|entry| entry.path()).collect();
-        versions.sort();
-        places.extend(
-            versions
-                .into_iter()
-                .rev()
-                .map(|version| version.join("bin")),
-        );
-        places
-            .into_iter()
-            .find(|place| place.join("initdb").is_file())
-    });
-    FOUND.clone()
-}
-
-fn is_root() -> bool {
-    fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
-}
-
-/// PostgreSQL does not run as root; then it runs as the user that its package has made.
-fn unprivileged(program: impl AsRef<Path>) -> Command {
-    if !is_root() {
-        return Command::new(program.as_ref());
-    }
-    let mut command = Command::new("setpriv");
-    command
-        .args([
-            "--reuid=postgres",
-            "--regid=postgres",
-            "--init-groups",
-            "--",
-        ])
-        .arg(program.as_ref())
-        .current_dir("/");
-    command
 }

@@ -1,7 +1,7 @@
 //! Runs a plan to its end and says what came of it.
 
-use super::{Kind, Plan, Trace, Trouble, World, service::SERVICE};
-use crate::world::Verdict;
+use super::{By, Kind, Plan, Trace, Trouble, World, service::SERVICE};
+use crate::{service::settings::Change, world::Verdict};
 use std::{collections::BTreeMap, fmt};
 
 /// Progress is demanded within this after everything has healed: longer than the longest backoff, lease and query.
@@ -46,8 +46,8 @@ impl fmt::Display for Report {
         writeln!(f, "  met: {effects:?}")?;
         writeln!(
             f,
-            "  {} of {} texts in {millis} ms, trace {hash} of {lines} lines",
-            verdict.received, verdict.asked
+            "  {} of {} texts, {} settings in {millis} ms, trace {hash} of {lines} lines",
+            verdict.received, verdict.asked, verdict.settings
         )?;
         if !verdict.is_good() {
             writeln!(
@@ -91,6 +91,10 @@ pub fn run_with(plan: Plan, prepare: impl FnOnce(&Trace)) -> Report {
     for (index, (at, from, to)) in plan.texts.iter().enumerate() {
         plan_step(&mut due, begin + at, Step::Text(index, *from, *to));
     }
+    for (at, account, by, changes) in &plan.changes {
+        let step = Step::Settings(*account, *by, changes.clone());
+        plan_step(&mut due, begin + at, step);
+    }
     for (at, trouble) in &plan.troubles {
         plan_step(&mut due, begin + at, Step::Begin(trouble.clone()));
     }
@@ -130,6 +134,7 @@ pub fn run_with(plan: Plan, prepare: impl FnOnce(&Trace)) -> Report {
 
 enum Step {
     Text(usize, usize, usize),
+    Settings(usize, By, Vec<Change>),
     Begin(Trouble),
     End(Trouble),
 }
@@ -145,6 +150,14 @@ fn begin_or_end(world: &mut World, step: Step, accounts: usize) -> Option<(u64, 
                 Some(phone) => world.phone_text(phone, to, &format!("text {index}")),
                 None => drop(world.text(from, to, &format!("text {index}"))),
             }
+            return None;
+        }
+        Step::Settings(account, By::Phone, changes) => {
+            world.phone_change(account, changes);
+            return None;
+        }
+        Step::Settings(account, By::Engine, changes) => {
+            world.change(account, changes);
             return None;
         }
         Step::End(trouble) => {

@@ -7,15 +7,15 @@ use super::{
     remote::RemoteStore,
 };
 use crate::{
-    serve::{hub::Seen, socket},
-    service::{ConnId, Now},
+    serve::{files, hub::Seen, socket},
+    service::{ConnId, DeviceId, Now},
 };
 use baton_core::{
     flow::{Content, SendRequest, mailbox_request},
     jid::Jid,
     state::{Micros, Store as _, UnixMillis},
 };
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use std::{
     sync::{
         Arc,
@@ -28,6 +28,9 @@ use turmoil::net::TcpListener;
 
 /// The service and its port.
 pub(crate) const SERVICE: (&str, u16) = ("service", 80);
+
+/// Where it has files: media hosts speak HTTP.
+pub(crate) const MEDIA: u16 = 81;
 
 /// Its timers are late by this much at most.
 const TICK: Duration = Duration::from_millis(10);
@@ -65,6 +68,7 @@ pub(crate) fn observe(trace: &super::Trace, seen: Seen<'_>) {
 pub(crate) async fn serve(room: Room) -> turmoil::Result {
     room.hub.restarted();
     let listener = TcpListener::bind(("0.0.0.0", SERVICE.1)).await?;
+    let media = TcpListener::bind(("0.0.0.0", MEDIA)).await?;
     let (_stop, stopped) = watch::channel(false);
     let mut connections = FuturesUnordered::new();
     let mut tick = tokio::time::interval(TICK);
@@ -81,7 +85,12 @@ pub(crate) async fn serve(room: Room) -> turmoil::Result {
                 let (stream, client) = accepted?;
                 let stream = room.network.accepted(stream, client, SERVICE.0);
                 let hub = Arc::clone(&room.hub);
-                connections.push(socket::connection(hub, stream, stopped.clone()));
+                connections.push(socket::connection(hub, stream, stopped.clone()).boxed_local());
+            }
+            accepted = media.accept() => {
+                let (stream, client) = accepted?;
+                let stream = room.network.accepted(stream, client, SERVICE.0);
+                connections.push(files::connection(Arc::clone(&room.hub), stream).boxed_local());
             }
         }
     }
@@ -112,8 +121,30 @@ fn carry_out(room: &Room, order: Order) {
                 Err(error) => books.complaints.push(format!("{phone}: {error}")),
             }
         }
+        Order::Settings { account, changes } => {
+            let phone = room.books().accounts[account].phone.clone();
+            let changed = room
+                .hub
+                .act(|service, now| service.phone_change(&phone, &changes, now).map(drop));
+            if let Err(error) = changed {
+                let complaint = format!("the phone {phone}: {error}");
+                room.books().complaints.push(complaint);
+            }
+        }
         Order::Fault(fault) => room.hub.act(|service, now| service.fault(fault, now)),
-        Order::Heal => room.hub.act(|service, _| service.heal()),
+        // The phones tell their companions all keys, as phones do now and then.
+        Order::Heal => {
+            let books = room.books();
+            let phones = books.accounts.iter().map(|book| book.phone.clone());
+            let phones: Vec<String> = phones.collect();
+            drop(books);
+            room.hub.act(|service, now| {
+                service.heal();
+                for phone in phones {
+                    service.share_keys(&DeviceId::new(&phone, 1), None, now);
+                }
+            });
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use super::{
     backend::{Backend, StoreClock},
     clock::{self, generator},
     database::Database,
-    gateway::{self, Seat},
+    gateway::{self, Seat, Wish},
     host_name, judge, locked,
     net::Network,
     remote::{DATABASE, Mail},
@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     serve::hub::Hub,
-    service::{DeviceId, Service, books::DeviceLog},
-    world::Verdict,
+    service::{DeviceId, Service, books::DeviceLog, settings::Change},
+    world::{Places, Verdict, action_of, every_row},
 };
 use baton_core::{
     crypto::Rng,
@@ -69,11 +69,15 @@ impl World {
         let store_clock = StoreClock::default();
         let backend = Backend::open(setup.backend, &store_clock);
         let start = service::now(&AtomicU64::new(0));
-        let state = Service::new(
-            crate::service::Options::default(),
-            generator(seed, "service").bytes(),
-            start,
-        );
+        // Small pages and few patches to a snapshot, so that every run has all there is.
+        let options = crate::service::Options {
+            snapshot_every: 6,
+            patches_per_answer: 3,
+            external_above: 700,
+            ..crate::service::Options::default()
+        };
+        let mut state = Service::new(options, generator(seed, "service").bytes(), start);
+        state.set_media_host(&format!("{}:{}", SERVICE.0, service::MEDIA));
         let root = state.root_public_key();
         let last = AtomicU64::new(0);
         let observer = trace.clone();
@@ -343,6 +347,35 @@ impl World {
         });
     }
 
+    /// Somebody changes settings of an account through the process that has it, or had it last. What cannot be asked
+    /// for is left out.
+    pub fn change(&mut self, account: usize, changes: Vec<Change>) {
+        let mut changes = changes;
+        changes.retain(|change| action_of(change).is_some());
+        let owner = self.books(|books| books[account].owners.last().map(|last| last.1.clone()));
+        if let Some(owner) = owner.filter(|_| !changes.is_empty()) {
+            self.note(format_args!(
+                "{owner} is asked for {} changes of account {account}",
+                changes.len()
+            ));
+            self.seat(&owner).wish(Wish { account, changes });
+        }
+    }
+
+    /// The owner of an account's phone changes settings.
+    pub fn phone_change(&mut self, account: usize, changes: Vec<Change>) {
+        self.room.order(Order::Settings { account, changes });
+    }
+
+    /// Whether a patch of settings of the account's own may be on its way: it is in the database, and what became of it
+    /// is not.
+    #[must_use]
+    pub fn announces(&self, account: usize) -> bool {
+        let id = self.books(|books| books[account].id.clone());
+        self.database
+            .ledger(|ledger| ledger.places(&id).is_some_and(Places::announces))
+    }
+
     /// Everything heals: links, clocks, power, service, database.
     pub fn heal_all(&mut self) {
         self.note(format_args!("everything heals"));
@@ -382,7 +415,8 @@ impl World {
     pub fn unfinished(&self) -> Vec<String> {
         let books = self.room.books();
         let service = self.room.hub.lock();
-        judge::unfinished(&books, service.books())
+        self.database
+            .ledger(|ledger| judge::unfinished(&books, ledger, &service))
     }
 
     /// Lets everything heal, demands progress within so many virtual milliseconds, waits a little for late duplicates,
@@ -415,10 +449,28 @@ impl World {
     /// Judges what has happened so far.
     #[must_use]
     pub fn judge(&self) -> Verdict {
-        let ledger = self.database.ledger(|ledger| ledger.clone());
+        let mut ledger = self.database.ledger(|ledger| ledger.clone());
         let books = self.room.books();
         let service = self.room.hub.lock();
-        judge::judge(&books, &ledger, &service)
+        let mut verdict = judge::judge(&books, &ledger, &service);
+        judge::settings(
+            &books,
+            &mut ledger,
+            &service,
+            |account, table| {
+                every_row(table, |scan| {
+                    let account = account.clone();
+                    let rows = self
+                        .database
+                        .backend
+                        .run(|store| async move { store.scan(&account, scan).await });
+                    rows.unwrap_or_default()
+                })
+            },
+            &mut verdict,
+        );
+        verdict.complaints.truncate(50);
+        verdict
     }
 }
 

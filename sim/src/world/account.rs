@@ -1,20 +1,26 @@
 //! One account of a world: what a gateway process is in production, and the consumer of its events.
 
 use super::{
-    Happening, World,
+    Crypto, Happening, Options, World,
+    bugs::Bug,
+    chance::Stream,
+    cover::Point,
     fetch::Piece,
-    settings::{Asked, Place},
+    judges::Judge,
+    settings::{Asked, Places},
+    watch::Watched,
+    weather::Kind,
 };
 use crate::service::{ConnId, settings::Change};
 use baton_core::{
-    engine::{Engine, Grant, Input, LoadId, Output, StopReason},
+    engine::{Engine, Grant, Input, LoadId, Now, Output, StopReason},
     flow::{
         Command, CommandError, CommandId, Config, Connection, Event, FetchId, Limits, Notice,
         Profile, Reply, SendRequest, ServiceConfig, Timing, mailbox_request,
     },
     state::{
         AccountId, Batch, Beat, Beaten, Claim, Epoch, EventSeq, HostInfo, Incarnation, Key, Micros,
-        Outcome, Row, Scan, Seal, Seq, Store, StoreError,
+        Outcome, Row, Scan, Seal, Seq, Store, StoreError, Table,
     },
 };
 use bytes::Bytes;
@@ -30,6 +36,9 @@ const LEASE: Micros = Micros::from_secs(6);
 
 /// Between two looks of the host that watches.
 const WATCH: Micros = Micros::from_secs(1);
+
+/// Between two looks into a mailbox with something in it.
+const LOOK: Micros = Micros::from_millis(250);
 
 /// Whose only work it is to notice that others have died.
 const WATCHER: Incarnation = Incarnation(u64::MAX);
@@ -62,6 +71,11 @@ pub(crate) enum ToEngine {
         epoch: Epoch,
         upto: Seq,
     },
+    /// As the other, by a store that has not written anything yet.
+    Early {
+        epoch: Epoch,
+        upto: Seq,
+    },
     Fenced(Epoch),
     Unsealed(Seal),
     Refused(String),
@@ -76,6 +90,9 @@ pub struct Account {
     pub id: AccountId,
     /// Its phone's number.
     pub phone: String,
+    crypto: Crypto,
+    /// Whether `recording` and `outputs` are kept.
+    record: bool,
     /// The engine of its present life.
     pub(crate) engine: Option<Engine>,
     /// Counts engines.
@@ -84,9 +101,20 @@ pub struct Account {
     pub(crate) process: u64,
     pub(crate) conn: Option<ConnId>,
     pub(crate) wake: Option<Micros>,
-    committing: bool,
-    sealed: Vec<Batch>,
+    pub(crate) committing: bool,
+    pub(crate) sealed: Vec<Batch>,
+    /// How many it has opened.
+    pub(crate) connections: u64,
+    pub(crate) watched: Watched,
+    /// Until when its engine may act, as far as the engine knows.
+    pub(crate) until: Micros,
+    /// And as far as the store knows.
+    pub(crate) lease: Micros,
+    /// Its wall clock is so many milliseconds ahead.
+    pub(crate) wall: i64,
     commands: u64,
+    /// A look into the mailbox is planned.
+    looking: bool,
     /// Store calls take this much longer.
     pub(crate) slow: u64,
     /// Online at this moment.
@@ -108,14 +136,14 @@ pub struct Account {
     /// Answers to other commands.
     pub replies: Vec<(CommandId, Result<Reply, CommandError>)>,
     /// Where the store has its collections.
-    pub(crate) places: BTreeMap<&'static str, Place>,
+    pub(crate) places: Places,
     /// What engines said about how settings and history are getting on.
     pub progress: Vec<String>,
-    acknowledged: EventSeq,
-    last_shown: Option<EventSeq>,
+    pub(crate) acknowledged: EventSeq,
+    pub(crate) last_shown: Option<EventSeq>,
     /// Inputs of the present life, for the replay.
-    pub(crate) recording: Vec<(Recorded, baton_core::engine::Now)>,
-    pub(crate) birth: Option<(Grant, [u8; 32], baton_core::engine::Now)>,
+    pub(crate) recording: Vec<(Recorded, Now)>,
+    pub(crate) birth: Option<(Grant, [u8; 32], Now)>,
     /// Outputs of the present life, as text.
     pub(crate) outputs: Vec<String>,
     /// The most outputs that one input has brought, and the most bytes of rows that were in memory after one.
@@ -141,36 +169,63 @@ pub(crate) enum Recorded {
 }
 
 impl Recorded {
-    fn input(&self) -> Input<'_> {
-        match self.clone() {
+    /// In a line: rows and bytes as hashes.
+    fn words(&self) -> String {
+        let hash = |bytes: &[u8]| {
+            let hash = baton_core::crypto::sha256(&[bytes]);
+            crate::service::books::hex(&hash[..8])
+        };
+        match self {
+            Self::Received(bytes) => format!("Received({} bytes, {})", bytes.len(), hash(bytes)),
+            Self::Loaded(id, rows) => {
+                let present = rows.iter().filter(|row| matches!(row, Row::Present(_)));
+                format!(
+                    "Loaded({}, {} of {} rows)",
+                    id.0,
+                    present.count(),
+                    rows.len()
+                )
+            }
+            Self::Scanned(id, rows) => format!("Scanned({}, {} rows)", id.0, rows.len()),
+            Self::Fetched(id, piece) => match piece {
+                Piece::Chunk(bytes) => format!("Fetched({id:?}, {} bytes)", bytes.len()),
+                other => format!("Fetched({id:?}, {other:?})"),
+            },
+            other => format!("{other:?}"),
+        }
+    }
+
+    /// The input, with everything that is in it: nothing is left behind but what is lent.
+    fn lend(&mut self) -> Input<'_> {
+        use std::mem::take;
+        match self {
             Self::Tick => Input::Tick,
             Self::Opened => Input::Opened,
-            Self::Received(_) => match self {
-                Self::Received(bytes) => Input::Received(bytes),
-                _ => Input::Tick,
-            },
+            Self::Received(bytes) => Input::Received(bytes),
             Self::Closed => Input::Closed,
-            Self::Loaded(id, rows) => Input::Loaded(id, rows),
-            Self::Scanned(id, rows) => Input::Scanned(id, rows),
-            Self::Fetched(..) => match self {
-                Self::Fetched(id, piece) => Input::Fetched(*id, piece.fetched()),
-                _ => Input::Tick,
+            Self::Loaded(id, rows) => Input::Loaded(*id, take(rows)),
+            Self::Scanned(id, rows) => Input::Scanned(*id, take(rows)),
+            Self::Fetched(id, piece) => Input::Fetched(*id, piece.fetched()),
+            Self::Committed { epoch, upto } => Input::Committed {
+                epoch: *epoch,
+                upto: *upto,
             },
-            Self::Committed { epoch, upto } => Input::Committed { epoch, upto },
-            Self::Fenced(by) => Input::Fenced { by },
-            Self::Unsealed(history) => Input::Unsealed { history },
-            Self::Refused(why) => Input::StoreRefused(why),
-            Self::Granted(grant) => Input::Granted(grant),
-            Self::Command(id, command) => Input::Command(id, command),
+            Self::Fenced(by) => Input::Fenced { by: *by },
+            Self::Unsealed(history) => Input::Unsealed { history: *history },
+            Self::Refused(why) => Input::StoreRefused(take(why)),
+            Self::Granted(grant) => Input::Granted(*grant),
+            Self::Command(id, command) => Input::Command(*id, command.clone()),
         }
     }
 }
 
 impl Account {
-    pub(crate) fn new(id: AccountId, phone: String) -> Self {
+    pub(crate) fn new(id: AccountId, phone: String, options: &Options) -> Self {
         Self {
             id,
             phone,
+            crypto: options.crypto,
+            record: options.record,
             engine: None,
             life: 0,
             process: 0,
@@ -178,7 +233,13 @@ impl Account {
             wake: None,
             committing: false,
             sealed: Vec::new(),
+            connections: 0,
+            watched: Watched::default(),
+            until: Micros(0),
+            lease: Micros(0),
+            wall: 0,
             commands: 0,
+            looking: false,
             slow: 0,
             online: false,
             events: BTreeMap::new(),
@@ -189,7 +250,7 @@ impl Account {
             about_to_ask: None,
             asked_changes: Vec::new(),
             replies: Vec::new(),
-            places: BTreeMap::new(),
+            places: Places::default(),
             progress: Vec::new(),
             acknowledged: EventSeq(0),
             last_shown: None,
@@ -206,10 +267,18 @@ impl Account {
         self.engine.as_ref()
     }
 
-    /// What the engine of its present life has said, as text.
+    /// What the engine of its present life has said, as text, if [`Options::record`] is set.
     #[must_use]
     pub fn said(&self) -> &[String] {
         &self.outputs
+    }
+
+    /// Whether it was linked in the world, and is.
+    pub(crate) fn was_linked(&self) -> bool {
+        let mut events = self.events.values().rev();
+        let last =
+            events.find(|event| matches!(event, Event::Linked { .. } | Event::LoggedOut { .. }));
+        matches!(last, Some(Event::Linked { .. }))
     }
 
     /// Ends the process; returns its connection, which the operating system closes.
@@ -225,16 +294,18 @@ impl Account {
         self.conn.take()
     }
 
-    /// Gives the recorded inputs of the present life to a new engine. Returns it as it is then, and everything it said.
+    /// Gives the inputs of the present life, if they were recorded ([`Options::record`]), to a new engine. Returns it as it
+    /// is then, and everything it said.
     #[must_use]
     pub fn revive(&self, config: Config) -> Option<(Engine, Vec<String>)> {
+        let _scope = self.crypto.scope();
         let (grant, seed, born) = self.birth?;
         let mut engine = Engine::new(self.id.clone(), config, grant, seed, born);
         let mut wire = Vec::new();
         let mut outputs = Vec::new();
         drain(&mut engine, &mut wire, &mut outputs);
         for (input, now) in &self.recording {
-            engine.handle(input.input(), *now);
+            engine.handle(input.clone().lend(), *now);
             drain(&mut engine, &mut wire, &mut outputs);
         }
         Some((engine, outputs))
@@ -286,6 +357,10 @@ fn drain(engine: &mut Engine, wire: &mut Vec<u8>, outputs: &mut Vec<String>) {
     }
 }
 
+fn line(at: u64, account: usize, words: &str) -> String {
+    format!("{}.{:06} {account} {words}", at / 1_000_000, at % 1_000_000)
+}
+
 /// Everything that an output holds, as text: rows and bytes as hashes.
 fn describe(output: &Output, wire: &[u8]) -> String {
     use std::fmt::Write as _;
@@ -328,6 +403,7 @@ impl World {
             pre_keys: baton_core::flow::PreKeyPolicy { low: 5, batch: 20 },
             available: true,
         };
+        self.options.buggify.apply(&mut config);
         (self.options.configure)(&mut config);
         config
     }
@@ -337,9 +413,12 @@ impl World {
         if self.accounts[account].engine.is_some() {
             return;
         }
+        // Its former downloads went with the process.
+        self.downloads.retain(|(whose, _), _| *whose != account);
         let id = self.accounts[account].id.clone();
         let who = self.join(account);
         let claims = ready(self.store.claim(who, vec![id.clone()]));
+        self.cover_claim(claims.as_ref().ok().and_then(|claims| claims.first()));
         let lease = match claims.as_deref() {
             Ok([Claim::Granted(lease)]) => *lease,
             Ok([Claim::Held { .. }]) => {
@@ -353,16 +432,24 @@ impl World {
                 return;
             }
         };
-        let grant = Grant {
+        self.watch_claim(account, &lease);
+        self.watch_birth(account, &lease);
+        let mut grant = Grant {
             lease,
             until: self.now.plus(LEASE),
         };
-        let seed = self.rng.bytes();
-        let now = self.now();
+        self.accounts[account].lease = grant.until;
+        self.bugged_lease(&mut grant.lease);
+        if self.has(Bug::LeaseForever) {
+            grant.until = Micros(u64::MAX / 2);
+        }
+        let seed = self.seed_of(account);
+        let now = self.local(account);
         let engine = Engine::new(id, self.config(), grant, seed, now);
         let this = &mut self.accounts[account];
         this.engine = Some(engine);
         this.birth = Some((grant, seed, now));
+        this.until = grant.until;
         this.recording.clear();
         this.outputs.clear();
         let life = this.life;
@@ -372,16 +459,79 @@ impl World {
             &lease.term.epoch.0.to_le_bytes(),
         ]);
         self.later(Micros(LEASE.0 / 3), Happening::Renew { account, life });
+        self.tell(account, || {
+            format!("begins under epoch {}", lease.term.epoch.0)
+        });
+        self.sometimes(account, Point::EngineStarts);
         self.drain(account);
+        self.accounts[account].looking = false;
+        if self.has(Bug::MailboxForgotten) {
+            return;
+        }
         // Somebody may have left requests while nobody was there, or before the account was linked.
-        self.later(
-            Micros::from_millis(250),
-            Happening::Engine {
-                account,
-                life,
-                input: ToEngine::Command(Command::CheckMailbox),
-            },
-        );
+        self.accounts[account].looking = true;
+        self.later(LOOK, Happening::Mailbox { account, life });
+    }
+
+    /// A look into the mailbox, as drivers have one now and then. The engine hears of it if there is something; while
+    /// there is nothing, nobody looks.
+    pub(crate) fn look_for_mail(&mut self, account: usize, life: u64) {
+        if self.accounts[account].life != life {
+            return;
+        }
+        if let Some(front) = self.weather.strikes(account, Kind::Freeze, self.now) {
+            // A process that is frozen does not look.
+            self.at(front.until, Happening::Mailbox { account, life });
+            return;
+        }
+        let this = &mut self.accounts[account];
+        let first = Scan {
+            table: Table::Mailbox,
+            after: None,
+            limit: 1,
+        };
+        let empty = matches!(ready(self.store.scan(&this.id, first)).as_deref(), Ok([]));
+        this.looking = !empty;
+        if this.looking {
+            self.later(LOOK, Happening::Mailbox { account, life });
+            self.give(account, life, ToEngine::Command(Command::CheckMailbox));
+        }
+    }
+
+    /// There may be something in the mailbox: somebody looks when the next look is due.
+    pub(crate) fn mail_may_have_come(&mut self, account: usize) {
+        if self.has(Bug::MailboxForgotten) {
+            return;
+        }
+        let this = &mut self.accounts[account];
+        let (Some(_), Some((.., born)), false) = (&this.engine, &this.birth, this.looking) else {
+            return;
+        };
+        this.looking = true;
+        let life = this.life;
+        let passed = Micros(self.now.since(born.mono).0 % LOOK.0);
+        self.later(LOOK.since(passed), Happening::Mailbox { account, life });
+    }
+
+    /// The seed of the engine that an account's present life begins with.
+    fn seed_of(&self, account: usize) -> [u8; 32] {
+        let mut seed = [0; 32];
+        for (n, bytes) in (0_u64..).zip(seed.chunks_mut(8)) {
+            let life = match self.has(Bug::SeedReused) {
+                true => n,
+                false => self.accounts[account].life << 2 | n,
+            };
+            let drawn = self.chance.of(Stream::Engine, account as u64, life);
+            bytes.copy_from_slice(&drawn.to_le_bytes());
+        }
+        seed
+    }
+
+    /// The time on an account's host.
+    pub(crate) fn local(&self, account: usize) -> Now {
+        let mut now = self.now();
+        now.unix.0 += self.accounts[account].wall;
+        now
     }
 
     fn incarnation(&self, account: usize) -> Incarnation {
@@ -402,12 +552,36 @@ impl World {
         }
     }
 
+    /// Somebody else has the account for a moment, if nobody lives who has it.
+    pub(crate) fn rival(&mut self, account: usize) {
+        // A host of its own each time.
+        let rival = Incarnation((1 << 62) + self.now.0);
+        let info = HostInfo::named("rival");
+        let joined = ready(self.store.join(rival, info, LEASE));
+        debug_assert!(joined.is_ok(), "{joined:?}");
+        let id = self.accounts[account].id.clone();
+        let claims = ready(self.store.claim(rival, vec![id.clone()]));
+        if let Ok([Claim::Granted(lease)]) = claims.as_deref() {
+            self.cover.hit(Point::RivalClaims);
+            self.watch_claim(account, lease);
+            let released = ready(self.store.release(rival, vec![(id, lease.term.epoch)]));
+            debug_assert!(released.is_ok(), "{released:?}");
+        }
+        let left = ready(self.store.leave(rival));
+        debug_assert!(left.is_ok(), "{left:?}");
+    }
+
     /// The watching host's renewal, in which it declares dead whose lease has run out.
     pub(crate) fn watch(&mut self) {
-        // Joined anew each time: the database may have forgotten it.
-        let joined = ready(self.store.join(WATCHER, HostInfo::named("watcher"), LEASE));
-        debug_assert!(joined.is_ok(), "{joined:?}");
-        let _ = ready(self.store.beat(WATCHER, beat()));
+        if !matches!(
+            ready(self.store.beat(WATCHER, beat())),
+            Ok(Beaten::Renewed(_))
+        ) {
+            // Not there yet, or the database has forgotten it.
+            let joined = ready(self.store.join(WATCHER, HostInfo::named("watcher"), LEASE));
+            debug_assert!(joined.is_ok(), "{joined:?}");
+            let _ = ready(self.store.beat(WATCHER, beat()));
+        }
         self.later(WATCH, Happening::Watch);
     }
 
@@ -419,18 +593,65 @@ impl World {
         let Some((mut grant, ..)) = this.birth else {
             return;
         };
+        if let Some(front) = self.weather.strikes(account, Kind::Freeze, self.now) {
+            self.at(front.until, Happening::Renew { account, life });
+            return;
+        }
+        self.sometimes(account, Point::RenewalDue);
+        self.later(Micros(LEASE.0 / 3), Happening::Renew { account, life });
+        // A renewal that is not answered is not repeated before the next is due.
+        let lost = [
+            Kind::LostRenewal,
+            Kind::ReadOnly,
+            Kind::Stall,
+            Kind::DatabaseRestart,
+        ]
+        .into_iter()
+        .any(|kind| self.weather.strikes(account, kind, self.now).is_some());
+        if lost {
+            return;
+        }
         let who = self.incarnation(account);
         let input = match ready(self.store.beat(who, beat())) {
             Ok(Beaten::Renewed(view)) if view.history == grant.lease.term.history => {
                 grant.until = self.now.plus(LEASE);
+                self.accounts[account].lease = grant.until;
                 ToEngine::Granted(grant)
             }
-            Ok(Beaten::Renewed(view)) => ToEngine::Unsealed(view.history),
+            Ok(Beaten::Renewed(view)) => {
+                self.cover.hit(Point::RenewalUnsealed);
+                ToEngine::Unsealed(view.history)
+            }
             // It holds nothing; the account may be somebody else's.
-            Ok(Beaten::Dead) => ToEngine::Fenced(grant.lease.term.epoch),
+            Ok(Beaten::Dead) => {
+                self.cover.hit(Point::RenewalTooLate);
+                if self.has(Bug::DeadIgnored) {
+                    grant.until = self.now.plus(LEASE);
+                    let input = ToEngine::Granted(grant);
+                    self.later(
+                        Micros(1000),
+                        Happening::Engine {
+                            account,
+                            life,
+                            input,
+                        },
+                    );
+                    return;
+                }
+                ToEngine::Fenced(grant.lease.term.epoch)
+            }
             Err(error) => ToEngine::Refused(error.to_string()),
         };
-        let delay = self.draw(self.options.store);
+        let mut delay = self.draw(Stream::Renewal, account, self.options.store);
+        if self
+            .weather
+            .strikes(account, Kind::LateRenewal, self.now)
+            .is_some()
+        {
+            // It arrives when the lease before it has half a second more or less to go.
+            let around = (LEASE.0 * 2 / 3 - 500_000, LEASE.0 * 2 / 3 + 500_000);
+            delay = delay.plus(self.draw(Stream::Weather, account, around));
+        }
         self.later(
             delay,
             Happening::Engine {
@@ -439,11 +660,34 @@ impl World {
                 input,
             },
         );
-        self.later(Micros(LEASE.0 / 3), Happening::Renew { account, life });
     }
 
     pub(crate) fn give(&mut self, account: usize, life: u64, input: ToEngine) {
         if self.accounts[account].life != life {
+            return;
+        }
+        if let Some(front) = self.weather.strikes(account, Kind::Freeze, self.now) {
+            // Everything waits in the order in which it came.
+            self.at(
+                front.until,
+                Happening::Engine {
+                    account,
+                    life,
+                    input,
+                },
+            );
+            return;
+        }
+        let reads = matches!(input, ToEngine::Loaded(..) | ToEngine::Scanned(..));
+        if reads && self.read_fails(account) {
+            self.later(
+                Micros::from_millis(150),
+                Happening::Engine {
+                    account,
+                    life,
+                    input,
+                },
+            );
             return;
         }
         let input = match input {
@@ -455,52 +699,61 @@ impl World {
             }
             other => other,
         };
-        let now = self.now();
-        let recorded = match input {
+        let now = self.local(account);
+        let mut recorded = match input {
             ToEngine::Tick => Recorded::Tick,
             ToEngine::Opened(conn) => {
                 self.accounts[account].conn = Some(conn);
+                self.watch_connection(account);
                 Recorded::Opened
             }
             ToEngine::Received(bytes) => Recorded::Received(bytes),
             ToEngine::Closed => {
                 self.accounts[account].conn = None;
                 self.accounts[account].online = false;
+                self.watch_connection(account);
                 Recorded::Closed
             }
             ToEngine::Loaded(id, keys) => {
-                match ready(self.store.load(&self.accounts[account].id, keys)) {
-                    Ok(rows) => Recorded::Loaded(id, rows),
+                match ready(self.store.load(&self.accounts[account].id, keys.clone())) {
+                    Ok(mut rows) => {
+                        self.bugged_rows(account, &keys, &mut rows);
+                        Recorded::Loaded(id, rows)
+                    }
                     Err(error) => Recorded::Refused(error.to_string()),
                 }
             }
             ToEngine::Scanned(id, scan) => {
-                match ready(self.store.scan(&self.accounts[account].id, scan)) {
-                    Ok(rows) => Recorded::Scanned(id, rows),
+                match ready(self.store.scan(&self.accounts[account].id, scan.clone())) {
+                    Ok(mut rows) => {
+                        self.bugged_scan(account, scan.table, &mut rows);
+                        Recorded::Scanned(id, rows)
+                    }
                     Err(error) => Recorded::Refused(error.to_string()),
                 }
             }
             ToEngine::Fetched(id, piece) => Recorded::Fetched(id, piece),
             ToEngine::Committed { epoch, upto } => {
                 self.accounts[account].committing = false;
+                self.watch_durable(account, upto);
+                Recorded::Committed { epoch, upto }
+            }
+            ToEngine::Early { epoch, upto } => {
+                self.watch_durable(account, upto);
                 Recorded::Committed { epoch, upto }
             }
             ToEngine::Fenced(by) => Recorded::Fenced(by),
             ToEngine::Unsealed(history) => Recorded::Unsealed(history),
             ToEngine::Refused(why) => Recorded::Refused(why),
-            ToEngine::Granted(grant) => Recorded::Granted(grant),
-            ToEngine::Command(command) => {
-                if command == Command::CheckMailbox {
-                    let again = ToEngine::Command(Command::CheckMailbox);
-                    self.later(
-                        Micros::from_millis(250),
-                        Happening::Engine {
-                            account,
-                            life,
-                            input: again,
-                        },
-                    );
+            ToEngine::Granted(grant) => {
+                if self.accounts[account].until < self.now {
+                    self.cover.hit(Point::GrantAfterExpiry);
                 }
+                let until = &mut self.accounts[account].until;
+                *until = grant.until.max(*until);
+                Recorded::Granted(grant)
+            }
+            ToEngine::Command(command) => {
                 let this = &mut self.accounts[account];
                 this.commands += 1;
                 if let Some(changes) = this.about_to_ask.take() {
@@ -512,14 +765,22 @@ impl World {
                         result: None,
                     });
                 }
-                Recorded::Command(CommandId(this.commands), command)
+                let id = CommandId(this.commands);
+                self.watch_command(account, id, &command);
+                Recorded::Command(id, command)
             }
             ToEngine::On(..) => return,
         };
         let this = &mut self.accounts[account];
         if let Some(engine) = &mut this.engine {
-            engine.handle(recorded.input(), now);
-            this.recording.push((recorded, now));
+            if let Some(listener) = &mut self.listener {
+                let at = self.now.0;
+                listener(&line(at, account, &format!("< {}", recorded.words())));
+            }
+            if this.record {
+                this.recording.push((recorded.clone(), now));
+            }
+            engine.handle(recorded.lend(), now);
             self.drain(account);
         }
     }
@@ -531,13 +792,31 @@ impl World {
         loop {
             wire.clear();
             outputs += 1;
+            // The judge of outputs has said something long before.
+            if outputs > 50_000 {
+                break;
+            }
             let life = self.accounts[account].life;
             let this = &mut self.accounts[account];
             let Some(engine) = &mut this.engine else {
                 return;
             };
             let output = engine.poll(&mut wire);
-            this.outputs.push(describe(&output, &wire));
+            if this.record || self.listener.is_some() {
+                let said = describe(&output, &wire);
+                if let Some(listener) = &mut self.listener {
+                    listener(&line(self.now.0, account, &format!("> {said}")));
+                }
+                if this.record {
+                    this.outputs.push(said);
+                }
+            }
+            self.cover_output(account, &output);
+            self.watch_output(account, &output, outputs);
+            let this = &mut self.accounts[account];
+            let Some(engine) = &mut this.engine else {
+                return;
+            };
             match output {
                 Output::Commit(batch) => this.sealed.push(batch),
                 Output::Load(id, keys) => {
@@ -563,8 +842,45 @@ impl World {
                     );
                 }
                 Output::Open(_) => {
+                    let delay = self.draw(Stream::Dial, account, self.options.network);
+                    let refused = self.weather.strikes(account, Kind::RefuseConnect, self.now);
+                    if refused.is_some() {
+                        let input = ToEngine::Closed;
+                        self.later(
+                            delay,
+                            Happening::Engine {
+                                account,
+                                life,
+                                input,
+                            },
+                        );
+                        continue;
+                    }
+                    if self
+                        .weather
+                        .strikes(account, Kind::HangConnect, self.now)
+                        .is_some()
+                    {
+                        continue;
+                    }
                     let conn = self.connect(account, life);
-                    let delay = self.draw(self.options.network);
+                    if self
+                        .weather
+                        .strikes(account, Kind::AcceptClose, self.now)
+                        .is_some()
+                    {
+                        self.hang_up(conn);
+                        let input = ToEngine::On(conn, Box::new(ToEngine::Closed));
+                        let soon = delay.plus(Micros(1));
+                        self.later(
+                            soon,
+                            Happening::Engine {
+                                account,
+                                life,
+                                input,
+                            },
+                        );
+                    }
                     self.later(
                         delay,
                         Happening::Engine {
@@ -580,7 +896,7 @@ impl World {
                     if let Some(conn) = conn {
                         self.hang_up(conn);
                     }
-                    let delay = self.draw(self.options.network);
+                    let delay = self.draw(Stream::Dial, account, self.options.network);
                     self.later(
                         delay,
                         Happening::Engine {
@@ -592,7 +908,9 @@ impl World {
                 }
                 Output::Transmit | Output::KeepAlive => {
                     if let Some(conn) = this.conn {
-                        self.send_to_service(conn, Bytes::copy_from_slice(&wire));
+                        for bytes in self.bugged_write(Bytes::copy_from_slice(&wire)) {
+                            self.send_to_service(conn, bytes);
+                        }
                     }
                 }
                 Output::Fetch(id, request) => self.fetch(account, life, id, Some(request.path)),
@@ -600,7 +918,12 @@ impl World {
                 Output::StopFetch(id) => {
                     self.downloads.remove(&(account, id));
                 }
-                Output::Event(seq, event) => self.show(account, seq, event),
+                Output::Event(seq, event) => {
+                    if self.has(Bug::ShownTwice) && seq.0.is_multiple_of(16) {
+                        self.show(account, seq, event.clone());
+                    }
+                    self.show(account, seq, event);
+                }
                 Output::Notice(notice) => self.notice(account, notice),
                 Output::Reply(id, result) => {
                     let mut asked = this.asked_changes.iter_mut();
@@ -617,14 +940,17 @@ impl World {
                 }
                 Output::Stopped(reason) => {
                     // What comes after is for people to decide, unless it is plain that the account has to go on.
-                    let again = reason.is_retryable() || matches!(reason, StopReason::Fenced(_));
+                    // One that was told to stop makes room for another process, however long it took over it.
+                    let again = reason.is_retryable()
+                        || matches!(reason, StopReason::Fenced(_) | StopReason::Shutdown);
                     this.stops.push(reason);
+                    self.cover.life(engine.stats());
                     let conn = this.kill();
                     if let Some(conn) = conn {
                         self.hang_up(conn);
                     }
                     if again {
-                        let pause = self.draw((1_000, 300_000));
+                        let pause = self.draw(Stream::Pause, account, (1_000, 300_000));
                         self.later(pause, Happening::Start { account });
                     }
                     return;
@@ -636,7 +962,31 @@ impl World {
             this.committing = true;
             let batches = std::mem::take(&mut this.sealed);
             let life = this.life;
-            let delay = self.store_delay(account);
+            self.cover_commit(account, &batches);
+            let mut delay = self.store_delay(account);
+            if self.answers_early(&batches)
+                && let Some(last) = batches.last()
+            {
+                let (epoch, upto) = (last.term.epoch, last.seq);
+                let input = ToEngine::Early { epoch, upto };
+                self.later(
+                    Micros(1),
+                    Happening::Engine {
+                        account,
+                        life,
+                        input,
+                    },
+                );
+                // It is in no hurry.
+                delay = delay.plus(Micros::from_millis(200));
+            }
+            if self
+                .weather
+                .strikes(account, Kind::LateCommit, self.now)
+                .is_some()
+            {
+                delay = delay.plus(Micros(LEASE.0 + LEASE.0 / 2));
+            }
             self.later(
                 delay,
                 Happening::Store {
@@ -649,31 +999,88 @@ impl World {
     }
 
     fn store_delay(&mut self, account: usize) -> Micros {
-        let slow = self.accounts[account].slow;
-        self.draw(self.options.store).plus(Micros(slow))
+        let mut slow = self.accounts[account].slow;
+        if self
+            .weather
+            .strikes(account, Kind::Slow, self.now)
+            .is_some()
+        {
+            slow += self.draw(Stream::Weather, account, (0, 1_000_000)).0;
+        }
+        if let Some(front) = self.weather.strikes(account, Kind::Stall, self.now) {
+            slow += front.until.since(self.now).0;
+        }
+        self.draw(Stream::Store, account, self.options.store)
+            .plus(Micros(slow))
+    }
+
+    /// Whether a read has to be tried again.
+    fn read_fails(&mut self, account: usize) -> bool {
+        let mut kinds = [Kind::ReadError, Kind::DatabaseRestart].into_iter();
+        kinds.any(|kind| self.weather.strikes(account, kind, self.now).is_some())
+    }
+
+    /// Whether a commit has to be tried again, after how long, and whether it is carried out all the same.
+    fn commit_fails(&mut self, account: usize) -> Option<(u64, bool)> {
+        [
+            (Kind::CommitError, 100_000, false),
+            (Kind::Serialization, 2_000, false),
+            (Kind::ReadOnly, 200_000, false),
+            (Kind::FullDisk, 200_000, false),
+            (Kind::DatabaseRestart, 300_000, false),
+            (Kind::AnswerLost, 1_000_000, true),
+        ]
+        .into_iter()
+        .find(|(kind, ..)| self.weather.strikes(account, *kind, self.now).is_some())
+        .map(|(_, pause, applied)| (pause, applied))
     }
 
     /// A commit reaches the store; the answer needs a while to get back.
     pub(crate) fn commit(&mut self, account: usize, life: u64, batches: Vec<Batch>) {
         let Some(last) = batches.last() else { return };
         let (epoch, upto) = (last.term.epoch, last.seq);
-        let answer = match ready(self.store.commit(batches.clone())) {
-            Ok(outcomes) => outcomes
-                .into_iter()
-                .zip(&batches)
-                .find_map(|(outcome, batch)| match outcome {
-                    Outcome::Committed => {
-                        self.enter(account, batch);
-                        None
-                    }
-                    Outcome::Fenced { by } => Some(ToEngine::Fenced(by)),
-                    Outcome::Unsealed { history } => Some(ToEngine::Unsealed(history)),
-                    Outcome::Rejected(why) => Some(ToEngine::Refused(why)),
-                })
-                .unwrap_or(ToEngine::Committed { epoch, upto }),
-            Err(error) => ToEngine::Refused(error.to_string()),
-        };
-        let delay = self.draw(self.options.store);
+        let alive = self.accounts[account].life == life;
+        // What was answered before it was written is gone with the process.
+        if !alive && self.answers_early(&batches) {
+            return;
+        }
+        if let Some((pause, applied)) = self.commit_fails(account) {
+            if applied {
+                self.apply(account, alive, &batches);
+            } else if self.has(Bug::ErrorSwallowed) {
+                let input = ToEngine::Committed { epoch, upto };
+                self.later(
+                    Micros(1000),
+                    Happening::Engine {
+                        account,
+                        life,
+                        input,
+                    },
+                );
+                return;
+            }
+            let mut batches = batches;
+            if applied && self.has(Bug::RetriedAsNew) {
+                let count = batches.len() as u64;
+                batches.iter_mut().for_each(|batch| batch.seq.0 += count);
+            }
+            // Nobody sends it again for a process that is dead.
+            if alive {
+                self.later(
+                    Micros(pause),
+                    Happening::Store {
+                        account,
+                        life,
+                        batches,
+                    },
+                );
+            }
+            return;
+        }
+        let answer = self.apply(account, alive, &batches);
+        let answer = answer.unwrap_or(ToEngine::Committed { epoch, upto });
+        self.sometimes(account, Point::CommitLands);
+        let delay = self.draw(Stream::Store, account, self.options.store);
         self.later(
             delay,
             Happening::Engine {
@@ -684,13 +1091,74 @@ impl World {
         );
     }
 
+    /// The store carries a commit out; what is wrong with it, if anything.
+    fn apply(&mut self, account: usize, alive: bool, batches: &[Batch]) -> Option<ToEngine> {
+        let batches = &*self.bugged_batches(account, alive, batches);
+        let outcomes = match ready(self.store.commit(batches.to_vec())) {
+            Ok(outcomes) => outcomes,
+            Err(error) => return Some(ToEngine::Refused(error.to_string())),
+        };
+        let mut answer = None;
+        for (outcome, batch) in outcomes.into_iter().zip(batches) {
+            self.tell("store", || {
+                format!(
+                    "batch {} of account {account} under epoch {}, {} rows: {outcome:?}",
+                    batch.seq.0,
+                    batch.term.epoch.0,
+                    batch.rows.len()
+                )
+            });
+            self.note_batch(batch);
+            self.watch_outcome(account, batch, &outcome);
+            self.cover.batch(batch);
+            let bad = match outcome {
+                Outcome::Committed => {
+                    if !alive {
+                        self.cover.hit(Point::CommitOfDead);
+                    }
+                    self.enter(account, batch);
+                    continue;
+                }
+                Outcome::Fenced { by } => {
+                    self.cover.hit(Point::CommitFenced);
+                    if self.has(Bug::FencedIgnored) {
+                        continue;
+                    }
+                    ToEngine::Fenced(by)
+                }
+                Outcome::Unsealed { history } => {
+                    self.cover.hit(Point::CommitUnsealed);
+                    ToEngine::Unsealed(history)
+                }
+                Outcome::Rejected(why) => ToEngine::Refused(why),
+            };
+            answer = answer.or(Some(bad));
+        }
+        answer
+    }
+
+    /// What is written is part of what happened.
+    fn note_batch(&mut self, batch: &Batch) {
+        let keys: Vec<Vec<u8>> = batch.rows.keys().map(Key::to_bytes).collect();
+        let seq = batch.seq.0.to_le_bytes();
+        let mut parts: Vec<&[u8]> = vec![b"batch", &seq];
+        for (key, row) in keys.iter().zip(batch.rows.values()) {
+            parts.push(key);
+            parts.push(row.as_ref().map_or(&[], |row| &row.0));
+        }
+        self.note(&parts);
+    }
+
     pub(crate) fn enqueue(&mut self, account: usize, request: SendRequest) {
         let Some(id) = request.id.clone() else { return };
         let row = mailbox_request(&request, self.now.0);
         let at = self.now().unix;
         let account_id = self.accounts[account].id.clone();
         match ready(self.store.enqueue(&account_id, id.clone(), row, at)) {
-            Ok(_) => self.ledger.requested(account, &id),
+            Ok(_) => {
+                self.ledger.requested(account, &id);
+                self.mail_may_have_come(account);
+            }
             Err(error) => self.accounts[account]
                 .complaints
                 .push(format!("enqueue: {error}")),
@@ -700,36 +1168,50 @@ impl World {
     /// The consumer sees an event, and acknowledges now and then.
     fn show(&mut self, account: usize, seq: EventSeq, event: Event) {
         self.note(&[b"event", &account.to_le_bytes(), &seq.0.to_le_bytes()]);
-        let draw = self.rng.below(4);
+        let draw = self.chance.of(Stream::Consumer, account as u64, seq.0) % 4;
         let this = &mut self.accounts[account];
         // Before a gap the last event has to be exactly the one that the gap says is the last; a consumer that has seen
         // more, in what was lost, has seen that too.
+        let mut wrong = None;
         let gap = match &event {
             Event::HistoryLost { after, .. } => Some(*after),
             _ => None,
         };
         if let Some(last) = this.last_shown {
             if seq != last.next() && gap != Some(last) {
-                this.complaints
-                    .push(format!("event {} was shown after {}", seq.0, last.0));
+                let words = format!("event {} was shown after {}", seq.0, last.0);
+                wrong = Some((Judge::EventOrder, words));
             }
         } else if seq > this.acknowledged.next() && gap.is_none_or(|gap| gap > this.acknowledged) {
-            this.complaints.push(format!(
+            let words = format!(
                 "event {} was shown first; acknowledged up to {}",
                 seq.0, this.acknowledged.0
-            ));
+            );
+            wrong = Some((Judge::EventOrder, words));
         }
         this.last_shown = Some(seq);
+        if this.events.contains_key(&seq) {
+            self.cover.hit(Point::EventAgain);
+        }
         match this.events.get(&seq) {
             Some(known) if *known != event => {
-                this.complaints.push(format!("event {} has changed", seq.0))
+                wrong = Some((Judge::EventOnce, format!("event {} has changed", seq.0)));
             }
             Some(_) => {}
             None => {
                 this.events.insert(seq, event);
             }
         }
-        if draw == 0 {
+        self.judged.saw(Judge::EventOrder, 1);
+        self.judged.saw(Judge::EventOnce, 1);
+        if let Some((judge, words)) = wrong {
+            self.finds(account, judge, words);
+        }
+        let this = &mut self.accounts[account];
+        // Nobody shows it more than this before it has acknowledged something.
+        let full = seq.0.saturating_sub(this.acknowledged.0) >= u64::from(self.bounds.1);
+        // What it has acknowledged before is acknowledged again: that may have been lost with a process.
+        if draw == 0 || full || seq <= this.acknowledged {
             // Durable at the consumer: only from here on may it be forgotten. A crash before this shows it again.
             this.acknowledged = this.acknowledged.max(seq);
             let life = this.life;

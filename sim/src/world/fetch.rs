@@ -1,6 +1,6 @@
 //! Downloads of a simulated world: the media host is as far away as the service.
 
-use super::{Happening, World, account::ToEngine};
+use super::{Happening, World, account::ToEngine, chance::Stream};
 use baton_core::{
     flow::{CHUNK_BYTES, FetchId, Fetched},
     state::Micros,
@@ -28,7 +28,7 @@ impl Piece {
 impl World {
     /// An engine wants a file (`path`), or the next piece of one.
     pub(super) fn fetch(&mut self, account: usize, life: u64, id: FetchId, path: Option<String>) {
-        let delay = self.draw(self.options.network);
+        let delay = self.draw(Stream::Files, account, self.options.network);
         self.later(
             delay,
             Happening::Fetch {
@@ -71,7 +71,9 @@ impl World {
         if !matches!(piece, Piece::Chunk(_)) {
             self.downloads.remove(&(account, id));
         }
-        let delay = self.draw(self.options.network).plus(late);
+        let delay = self
+            .draw(Stream::Files, account, self.options.network)
+            .plus(late);
         self.later(
             delay,
             Happening::Engine {

@@ -1,6 +1,11 @@
 //! What must hold at the end, from the books of service and consumers.
 
-use super::{World, losses::Ledger};
+use super::{
+    World,
+    judges::{Judge, Judged},
+    losses::Ledger,
+    rest,
+};
 use crate::service::books::Books;
 use baton_core::{flow::Event, state::EventSeq};
 use std::collections::BTreeMap;
@@ -27,11 +32,23 @@ pub struct Verdict {
     pub settings: usize,
     /// Messages of the past that were shown.
     pub history: usize,
-    /// What else is wrong, in words.
+    /// How much each judge has looked at.
+    pub judged: Judged,
+    /// Everything that is wrong, in words, with the judges' names.
     pub complaints: Vec<String>,
 }
 
 impl Verdict {
+    /// Who has found something.
+    #[must_use]
+    pub fn guilty(&self) -> std::collections::BTreeSet<Judge> {
+        let mut judges = Judge::all_of(&self.complaints);
+        if self.reordered > 0 {
+            judges.insert(Judge::MessageOrder);
+        }
+        judges
+    }
+
     /// Whether all is well.
     #[must_use]
     pub fn is_good(&self) -> bool {
@@ -66,6 +83,7 @@ pub(crate) struct Witness<'a> {
 /// Compares the books. Call it when the world has come to rest.
 #[must_use]
 pub fn judge(world: &World) -> Verdict {
+    let _scope = world.options.crypto.scope();
     let mut verdict = weigh(&Evidence {
         accounts: (world.accounts.iter())
             .map(|account| Witness {
@@ -80,8 +98,37 @@ pub fn judge(world: &World) -> Verdict {
         books: world.service.books(),
         ledger: &world.ledger,
     });
+    verdict.judged.add(&world.judged);
+    let named = verdict.complaints.len();
     super::settings::judge(world, &mut verdict);
+    let linked = world.accounts.iter().filter(|account| account.online);
+    let linked = linked.count();
+    for judge in [Judge::SettingsArrive, Judge::SettingsMean] {
+        verdict.judged.saw(judge, linked);
+    }
+    verdict.judged.saw(Judge::ChangeOnce, verdict.settings);
+    verdict.judged.saw(Judge::PatchAddsUp, verdict.settings);
+    verdict.judged.saw(Judge::HistoryOnce, verdict.history);
+    for complaint in &mut verdict.complaints[named..] {
+        let judge = about_settings(complaint);
+        *complaint = complaint.replacen(": ", &format!(": {judge}: "), 1);
+    }
+    rest::judge(world, &mut verdict);
     verdict
+}
+
+/// Whose a complaint about settings and history is.
+fn about_settings(complaint: &str) -> Judge {
+    let says = |words: &str| complaint.contains(words);
+    if says("history ") || says(" of a past ") {
+        Judge::HistoryOnce
+    } else if says("announced twice") || says(" is lost") || says("a change was refused") {
+        Judge::ChangeOnce
+    } else if says(": contact ") || says(": chat ") || says("the settings of chat ") {
+        Judge::SettingsMean
+    } else {
+        Judge::SettingsArrive
+    }
 }
 
 /// The part of judging that does not depend on how a world works.
@@ -102,19 +149,23 @@ pub(crate) fn weigh(world: &Evidence<'_>) -> Verdict {
                     ids.entry(&message.id).or_default().push(*seq)
                 }
                 Event::Sent { id, .. } if !was_lost(seq) => *sent.entry(id).or_default() += 1,
-                Event::Failed { id, code, .. } => verdict
+                Event::Failed { id, code, .. } => verdict.complaints.push(format!(
+                    "{}: {id} failed with code {code}",
+                    Judge::SendTaken
+                )),
+                Event::Undecryptable { id, .. } => verdict
                     .complaints
-                    .push(format!("{id} failed with code {code}")),
-                Event::Undecryptable { id, .. } => {
-                    verdict.complaints.push(format!("{id} is undecryptable"))
-                }
+                    .push(format!("{}: {id} is undecryptable", Judge::MessageRead)),
                 _ => {}
             }
         }
+        verdict.judged.saw(Judge::SentOnce, sent.len());
+        verdict.judged.saw(Judge::EventGap, account.events.len());
         for (id, times) in sent.into_iter().filter(|(_, times)| *times > 1) {
-            verdict
-                .complaints
-                .push(format!("{id} was reported as sent {times} times"));
+            verdict.complaints.push(format!(
+                "{}: {id} was reported {times} times",
+                Judge::SentOnce
+            ));
         }
         let events: Vec<_> = account.events.iter().collect();
         let follows =
@@ -122,7 +173,7 @@ pub(crate) fn weigh(world: &Evidence<'_>) -> Verdict {
         if !events.windows(2).all(follows) {
             verdict
                 .complaints
-                .push(format!("{} has a gap in its events", account.phone));
+                .push(format!("{}: {} has a gap", account.phone, Judge::EventGap));
         }
         verdict.complaints.extend(
             account
@@ -133,6 +184,12 @@ pub(crate) fn weigh(world: &Evidence<'_>) -> Verdict {
         seen.push(ids);
     }
     let mut last: BTreeMap<(usize, usize), EventSeq> = BTreeMap::new();
+    for judge in [Judge::MessageKept, Judge::MessageOnce, Judge::MessageOrder] {
+        verdict.judged.saw(judge, world.asked.len());
+    }
+    for judge in [Judge::MessageWhole, Judge::MessageRead, Judge::SendTaken] {
+        verdict.judged.saw(judge, world.asked.len());
+    }
     for (from, to, id, text) in &world.asked {
         let mut numbers = seen[*to].get(*id).cloned().unwrap_or_default();
         // Of what was lost only the first counts, if there is nothing else: the consumer did see it.
@@ -147,9 +204,10 @@ pub(crate) fn weigh(world: &Evidence<'_>) -> Verdict {
             [] if forgiven => verdict.forgiven += 1,
             [] => {
                 verdict.lost += 1;
-                verdict
-                    .complaints
-                    .push(format!("{id} from {from} to {to} was lost"));
+                verdict.complaints.push(format!(
+                    "{}: {id} from {from} to {to} was lost",
+                    Judge::MessageKept
+                ));
             }
             [one] => {
                 verdict.received += 1;
@@ -161,14 +219,18 @@ pub(crate) fn weigh(world: &Evidence<'_>) -> Verdict {
                 let event = &world.accounts[*to].events[one];
                 if !matches!(event, Event::Message(message) if message.text.as_deref() == Some(*text))
                 {
-                    verdict
-                        .complaints
-                        .push(format!("{id} arrived with another text"));
+                    verdict.complaints.push(format!(
+                        "{}: {id} arrived with another text",
+                        Judge::MessageWhole
+                    ));
                 }
             }
             more => {
                 verdict.received += 1;
                 verdict.duplicated += more.len() - 1;
+                let numbers: Vec<u64> = more.iter().map(|seq| seq.0).collect();
+                let words = format!("{}: {id} was shown as {numbers:?}", Judge::MessageOnce);
+                verdict.complaints.push(words);
             }
         }
     }
@@ -178,7 +240,7 @@ pub(crate) fn weigh(world: &Evidence<'_>) -> Verdict {
         books
             .violations()
             .iter()
-            .map(|violation| format!("{violation:?}")),
+            .map(|violation| format!("{}: {violation:?}", rest::of(violation))),
     );
     verdict
 }

@@ -1,6 +1,6 @@
 //! What a database that goes back in time has lost, exactly: the judge forgives that, and nothing else.
 
-use super::World;
+use super::{World, judges::Judge};
 use baton_core::{
     crypto::sha256,
     flow::Event,
@@ -111,7 +111,7 @@ impl World {
         go_back(&self.store, copy);
         // What the database says of settings is older than it was.
         for account in &mut self.accounts {
-            account.places.clear();
+            account.places.forget();
         }
         ledger.lost.extend(ledger.facts.drain(len..));
         ledger.losses += 1;
@@ -121,6 +121,8 @@ impl World {
                 ledger.sealed.insert((*account, id.clone()), *hash);
             }
         }
+        // What was taken out of a mailbox may be in it again.
+        (0..self.accounts.len()).for_each(|account| self.mail_may_have_come(account));
     }
 
     /// A batch has become durable.
@@ -132,8 +134,8 @@ impl World {
                     let event: Option<record::Event> = codec::decode(row).ok();
                     let id = event.and_then(|event| event.received?.id);
                     if self.ledger.lost_event(account, *seq) {
-                        let complaint = format!("event number {} was given twice", seq.0);
-                        self.accounts[account].complaints.push(complaint);
+                        let words = format!("number {} was given twice", seq.0);
+                        self.finds(account, Judge::EventOnce, words);
                     }
                     self.ledger.facts.push(Fact::Event(account, *seq, id));
                 }
@@ -152,14 +154,15 @@ impl World {
     }
 
     fn seal(&mut self, account: usize, id: &str, hash: [u8; 32]) {
+        self.judged.saw(Judge::SendOnce, 1);
         let key = (account, id.to_owned());
         let first = *self.ledger.sealed.entry(key).or_insert(hash);
         if first == hash {
             let fact = Fact::Sealed(account, id.to_owned(), hash);
             self.ledger.facts.push(fact);
         } else {
-            let complaint = format!("{id} was encrypted twice");
-            self.accounts[account].complaints.push(complaint);
+            let words = format!("{id} was encrypted twice");
+            self.finds(account, Judge::SendOnce, words);
         }
     }
 

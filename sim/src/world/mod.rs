@@ -8,33 +8,50 @@
 //! book away, in the middle of whatever was going on.
 
 mod account;
+mod agenda;
+pub mod bugs;
+mod chance;
 pub mod chaos;
+pub mod cover;
+mod crypto;
 mod fetch;
 mod judge;
+pub mod judges;
 mod losses;
+pub mod plan;
+pub mod report;
+mod rest;
 mod settings;
+pub mod shrink;
+mod trace;
+mod watch;
+pub mod weather;
 
 pub use account::Account;
+pub use crypto::Crypto;
 #[cfg(feature = "tier-b")]
 pub(crate) use judge::{Evidence, Witness, weigh};
 pub use judge::{Verdict, judge};
 #[cfg(feature = "tier-b")]
 pub(crate) use losses::Ledger as Losses;
 pub use settings::action_of;
+#[cfg(feature = "tier-b")]
+pub(crate) use settings::{Asked, Case, Places, every_row, weigh as weigh_settings};
+use weather::Kind;
 
 use crate::service::{self, ConnId, DeviceId, Service, history::History, settings::Change};
 use account::ToEngine;
 use baton_core::{
-    crypto::{Rng, sha256},
+    crypto::Rng,
     engine::Now,
     flow::{Command, Content, FetchId, SendRequest, message_id},
     jid::Jid,
     state::{AccountId, Batch, BusinessId, Micros, UnixMillis, memory::MemoryStore},
 };
 use bytes::Bytes;
+use chance::{Chance, Stream};
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap},
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -43,6 +60,9 @@ use std::{
 
 /// The date on which every world begins: 2026-01-01.
 const BEGINNING: i64 = 1_767_225_600_000;
+
+/// More happenings than this in one go are a loop; a run of four minutes has some ten thousand.
+const MOST_STEPS: u64 = 2_000_000;
 
 /// What a world looks like. Everything else follows from it.
 #[derive(Clone, Debug)]
@@ -59,6 +79,14 @@ pub struct Options {
     pub service: service::Options,
     /// Changes the engines' configuration.
     pub configure: fn(&mut baton_core::flow::Config),
+    /// Unusual limits.
+    pub buggify: plan::Buggify,
+    /// A mistake of old.
+    pub bug: Option<bugs::Bug>,
+    /// Real, or cheap stand-ins.
+    pub crypto: Crypto,
+    /// Keep what engines are given and say, for [`Account::replay`] and [`Account::said`]. Costs time and memory.
+    pub record: bool,
 }
 
 impl Default for Options {
@@ -75,6 +103,10 @@ impl Default for Options {
                 ..service::Options::default()
             },
             configure: |_| {},
+            buggify: plan::Buggify::default(),
+            bug: None,
+            crypto: Crypto::Real,
+            record: false,
         }
     }
 }
@@ -107,6 +139,8 @@ pub(crate) enum Happening {
     },
     /// A new engine for an account.
     Start { account: usize },
+    /// A look into the mailbox.
+    Mailbox { account: usize, life: u64 },
     /// The renewal of a lease.
     Renew { account: usize, life: u64 },
     /// The host that only watches over the others renews its own.
@@ -116,7 +150,8 @@ pub(crate) enum Happening {
 }
 
 /// A step of a plan.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
 pub enum Step {
     /// The first account sends a text to the second, through its engine if it has one, else through the mailbox.
     Send {
@@ -157,21 +192,56 @@ pub enum Step {
     FailOver,
     /// The last copy is restored: everything since is lost, and a new generation begins.
     Restore,
+    /// Another host claims the account, if it can, and gives it back.
+    Rival { account: usize },
+    /// The time of a fault of the plan has come.
+    Strike { fault: usize },
+    /// The moment that a fault has waited for has come.
+    Now { fault: usize },
 }
+
+impl Step {
+    /// In words.
+    #[must_use]
+    pub fn words(&self) -> String {
+        match self {
+            Self::Send { from, to, id, .. } => format!("account {from} sends {id} to account {to}"),
+            Self::Phone { account, changes } => {
+                format!("the phone of account {account} changes {changes:?}")
+            }
+            Self::Change { account, changes } => {
+                format!("account {account} is asked to change {changes:?}")
+            }
+            Self::History { account, history } => {
+                format!("the phone of account {account} hands over {history:?}")
+            }
+            other => format!("{other:?}"),
+        }
+    }
+}
+
+/// Shown each line of a trace.
+type Listener = Box<dyn FnMut(&str) + Send>;
 
 /// See the module documentation.
 pub struct World {
     pub(crate) options: Options,
-    pub(crate) rng: Rng,
+    pub(crate) chance: Chance,
+    pub(crate) weather: weather::Weather,
+    pub(crate) cover: cover::Cover,
+    pub(crate) judged: judges::Judged,
+    pub(crate) memory: bugs::Memory,
+    /// Of every engine: batches under way, events with the consumer, the margin of grants.
+    pub(crate) bounds: (u32, u32, Micros),
+    /// Connections of which neither side hears anything any more.
+    pub(crate) dead: BTreeSet<ConnId>,
+    listener: Option<Listener>,
     pub(crate) now: Micros,
     pub(crate) service: Service,
     pub(crate) store: MemoryStore,
     clock: Arc<AtomicU64>,
     pub(crate) accounts: Vec<Account>,
-    heap: BinaryHeap<Reverse<(Micros, u64)>>,
-    happenings: BTreeMap<u64, Happening>,
-    order: u64,
-    next_conn: u64,
+    agenda: agenda::Agenda<Happening>,
     /// Which account a connection belongs to, and to which life of it.
     conns: BTreeMap<ConnId, (usize, u64)>,
     pub(crate) downloads: BTreeMap<(usize, FetchId), service::Download>,
@@ -180,7 +250,8 @@ pub struct World {
     /// What was asked to be sent: (from, id) → (to, text), in the order of asking per pair.
     pub(crate) asked: Vec<(usize, usize, String, String)>,
     pub(crate) ledger: losses::Ledger,
-    trace: [u8; 32],
+    trace: trace::Trace,
+    story: trace::Trace,
     ids: Rng,
 }
 
@@ -197,6 +268,7 @@ impl World {
     /// A world at its beginning: nobody is linked yet.
     #[must_use]
     pub fn new(options: Options) -> Self {
+        let _scope = options.crypto.scope();
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&options.seed.to_le_bytes());
         let mut rng = Rng::from_seed(seed);
@@ -210,28 +282,40 @@ impl World {
         let service = Service::new(options.service, rng.bytes(), now);
         let mut world = Self {
             ids: rng.fork("ids"),
-            rng,
+            chance: Chance::new(options.seed),
+            weather: weather::Weather::default(),
+            cover: cover::Cover::default(),
+            judged: judges::Judged::default(),
+            memory: bugs::Memory::default(),
+            bounds: (0, 0, Micros(0)),
+            dead: BTreeSet::new(),
+            listener: None,
             now: Micros(0),
             service,
             store,
             clock,
             accounts: Vec::new(),
-            heap: BinaryHeap::new(),
-            happenings: BTreeMap::new(),
-            order: 0,
-            next_conn: 1,
+            agenda: agenda::Agenda::new(),
             conns: BTreeMap::new(),
             downloads: BTreeMap::new(),
             arrivals: BTreeMap::new(),
             asked: Vec::new(),
             ledger: losses::Ledger::new(),
-            trace: [0; 32],
+            trace: trace::Trace::new(),
+            story: trace::Trace::new(),
             options,
         };
+        world.installs();
+        let config = world.config();
+        world.bounds = (
+            config.limits.batches_in_flight.get(),
+            config.limits.events_in_flight.get(),
+            config.timing.grant_margin,
+        );
         for index in 0..world.options.accounts {
             let id = world.create(&format!("account-{index}"));
             let phone = format!("1555000{index:04}");
-            world.accounts.push(Account::new(id, phone));
+            world.accounts.push(Account::new(id, phone, &world.options));
             world.later(Micros(0), Happening::Start { account: index });
         }
         world.later(Micros(0), Happening::Watch);
@@ -254,7 +338,7 @@ impl World {
         }
     }
 
-    fn service_now(&self) -> service::Now {
+    pub(crate) fn service_now(&self) -> service::Now {
         let Now { mono, unix } = self.now();
         service::Now { mono, unix }
     }
@@ -291,15 +375,20 @@ impl World {
     /// A hash over everything that happened, in order.
     #[must_use]
     pub fn trace(&self) -> [u8; 32] {
-        self.trace
+        self.trace.hash()
     }
 
     pub(crate) fn note(&mut self, parts: &[&[u8]]) {
-        let mut all: Vec<&[u8]> = vec![&self.trace];
-        let time = self.now.0.to_le_bytes();
-        all.push(&time);
-        all.extend_from_slice(parts);
-        self.trace = sha256(&all);
+        self.trace.note(self.now, parts);
+        let length = parts.iter().map(|part| part.len() as u64).sum::<u64>();
+        self.story.note(self.now, &[&length.to_le_bytes()]);
+    }
+
+    /// As [`trace`](Self::trace), of when something happened and how many bytes it had, not which: what happens without
+    /// regard to keys and ciphertexts.
+    #[must_use]
+    pub fn story(&self) -> [u8; 32] {
+        self.story.hash()
     }
 
     /// Puts something on the heap, so many microseconds from now.
@@ -307,10 +396,8 @@ impl World {
         self.at(self.now.plus(delay), happening);
     }
 
-    fn at(&mut self, at: Micros, happening: Happening) {
-        self.order += 1;
-        self.heap.push(Reverse((at, self.order)));
-        self.happenings.insert(self.order, happening);
+    pub(crate) fn at(&mut self, at: Micros, happening: Happening) {
+        self.agenda.push(at, happening);
     }
 
     /// Plans a step, so many microseconds from now.
@@ -333,14 +420,37 @@ impl World {
         id
     }
 
-    pub(crate) fn draw(&mut self, (least, most): (u64, u64)) -> Micros {
-        Micros(least + self.rng.below(most - least + 1))
+    /// The next time of a stream of an account's.
+    pub(crate) fn draw(&mut self, stream: Stream, account: usize, range: (u64, u64)) -> Micros {
+        Micros(self.chance.between(stream, account as u64, range))
     }
 
-    /// When bytes sent now arrive; never before what was sent earlier in that direction.
-    fn arrival(&mut self, conn: ConnId, to_service: bool) -> Micros {
-        let delay = self.draw(self.options.network);
-        let at = self.now.plus(delay);
+    /// Shows each line of the trace, from now on: when, who, what.
+    pub fn listen(&mut self, listener: impl FnMut(&str) + Send + 'static) {
+        self.listener = Some(Box::new(listener));
+    }
+
+    /// A line of the trace, if anybody listens.
+    pub(crate) fn tell(&mut self, who: impl std::fmt::Display, what: impl FnOnce() -> String) {
+        if let Some(listener) = &mut self.listener {
+            let at = self.now.0;
+            listener(&format!(
+                "{}.{:06} {who} {}",
+                at / 1_000_000,
+                at % 1_000_000,
+                what()
+            ));
+        }
+    }
+
+    /// When so many bytes that are sent now arrive; never before what was sent earlier in that direction.
+    fn arrival(&mut self, conn: ConnId, to_service: bool, bytes: usize) -> Micros {
+        let whose = conn.0 << 1 | u64::from(to_service);
+        let delay = self
+            .chance
+            .between(Stream::Network, whose, self.options.network);
+        let (late, not_before) = self.headwind(cover::owner_of(conn), to_service, bytes);
+        let at = self.now.plus(Micros(delay + late)).max(not_before);
         let last = self.arrivals.entry((conn, to_service)).or_default();
         *last = (*last).max(at);
         *last
@@ -348,11 +458,24 @@ impl World {
 
     /// Runs until nothing is left to happen before `until` (microseconds of simulated time).
     pub fn run(&mut self, until: u64) {
+        let _scope = self.options.crypto.scope();
+        let mut steps = 0_u64;
         while let Some((at, happening)) = self.pop(until) {
+            steps += 1;
+            if steps > MOST_STEPS {
+                self.finds(
+                    0,
+                    judges::Judge::NoSpin,
+                    "the world does not come to rest".to_owned(),
+                );
+                break;
+            }
             self.now = self.now.max(at);
             self.clock.store(self.now.0, Ordering::Relaxed);
             self.happen(happening);
-            self.service.tick(self.service_now());
+            if self.service.is_due(self.now) {
+                self.service.tick(self.service_now());
+            }
             self.drain_service();
         }
         self.now = self.now.max(Micros(until));
@@ -363,7 +486,7 @@ impl World {
 
     fn pop(&mut self, until: u64) -> Option<(Micros, Happening)> {
         // Engines and the service have timers of their own: they are due before what lies later on the heap.
-        let next = self.heap.peek().map(|Reverse((at, _))| *at);
+        let next = self.agenda.next();
         let wakes = self
             .accounts
             .iter()
@@ -391,8 +514,7 @@ impl World {
             ));
         }
         if next == Some(soonest) {
-            let Reverse((at, order)) = self.heap.pop()?;
-            return Some((at, self.happenings.remove(&order)?));
+            return self.agenda.pop();
         }
         // The service's timers are run by the tick that follows everything that happens.
         self.now = self.now.max(soonest);
@@ -425,6 +547,7 @@ impl World {
                 batches,
             } => self.commit(account, life, batches),
             Happening::Start { account } => self.start(account),
+            Happening::Mailbox { account, life } => self.look_for_mail(account, life),
             Happening::Renew { account, life } => self.renew(account, life),
             Happening::Watch => self.watch(),
             Happening::Plan(step) => self.step(step),
@@ -433,52 +556,137 @@ impl World {
 
     /// Connects an engine to the service.
     pub(crate) fn connect(&mut self, account: usize, life: u64) -> ConnId {
-        let conn = ConnId(self.next_conn);
-        self.next_conn += 1;
+        // Numbered per account, so that one more connection of somebody does not rename the others.
+        self.accounts[account].connections += 1;
+        let conn = ConnId(((account as u64) << 32) + self.accounts[account].connections);
         self.conns.insert(conn, (account, life));
         self.service.connect(conn, self.service_now());
         conn
     }
 
     pub(crate) fn send_to_service(&mut self, conn: ConnId, bytes: Bytes) {
-        let at = self.arrival(conn, true);
-        self.at(at, Happening::Service { conn, bytes });
+        if self.dead.contains(&conn) {
+            return;
+        }
+        let (account, now) = (cover::owner_of(conn), self.now);
+        if self.weather.strikes(account, Kind::BreakOut, now).is_some() {
+            let half = bytes.slice(..bytes.len() / 2);
+            let at = self.arrival(conn, true, half.len());
+            self.at(at, Happening::Service { conn, bytes: half });
+            self.breaks(conn);
+            return;
+        }
+        for bytes in self.pieces(account, bytes) {
+            let at = self.arrival(conn, true, bytes.len());
+            self.at(at, Happening::Service { conn, bytes });
+        }
+    }
+
+    /// As one message, or as several.
+    fn pieces(&mut self, account: usize, bytes: Bytes) -> Vec<Bytes> {
+        if bytes.len() < 2
+            || self
+                .weather
+                .strikes(account, Kind::Pieces, self.now)
+                .is_none()
+        {
+            return vec![bytes];
+        }
+        let most = bytes.len() as u64 - 1;
+        let at = self.draw(Stream::Weather, account, (1, most)).0;
+        let at = usize::try_from(at).unwrap_or(1);
+        vec![bytes.slice(..at), bytes.slice(at..)]
+    }
+
+    /// A connection breaks: both sides hear of it.
+    fn breaks(&mut self, conn: ConnId) {
+        let owner = self.conns.get(&conn).copied();
+        self.hang_up(conn);
+        if let Some((account, life)) = owner {
+            let at = self.arrival(conn, false, 0);
+            let input = ToEngine::On(conn, Box::new(ToEngine::Closed));
+            self.at(
+                at,
+                Happening::Engine {
+                    account,
+                    life,
+                    input,
+                },
+            );
+        }
     }
 
     pub(crate) fn hang_up(&mut self, conn: ConnId) {
         self.conns.remove(&conn);
-        let at = self.arrival(conn, true);
+        if self.dead.contains(&conn) {
+            return;
+        }
+        let at = self.arrival(conn, true, 0);
         self.at(at, Happening::Hangup { conn });
     }
 
-    fn drain_service(&mut self) {
+    pub(crate) fn drain_service(&mut self) {
         while let Some(effect) = self.service.poll() {
-            let (conn, input) = match effect {
+            let (conn, bytes) = match effect {
                 service::Effect::Send(conn, bytes) => {
                     self.note(&[b"client", &bytes]);
-                    (conn, ToEngine::Received(bytes))
+                    (conn, Some(bytes))
                 }
-                service::Effect::Close(conn) => (conn, ToEngine::Closed),
+                service::Effect::Close(conn) => (conn, None),
             };
-            let at = self.arrival(conn, false);
-            if let Some((account, life)) = self.conns.get(&conn).copied() {
-                if matches!(input, ToEngine::Closed) {
-                    self.conns.remove(&conn);
-                }
-                self.at(
+            let Some((account, life)) = self.conns.get(&conn).copied() else {
+                continue;
+            };
+            if bytes.is_none() {
+                self.conns.remove(&conn);
+            }
+            if self.dead.contains(&conn) {
+                continue;
+            }
+            let send = |world: &mut Self, length: usize, input: ToEngine| {
+                let at = world.arrival(conn, false, length);
+                let input = ToEngine::On(conn, Box::new(input));
+                world.at(
                     at,
                     Happening::Engine {
                         account,
                         life,
-                        input: ToEngine::On(conn, Box::new(input)),
+                        input,
                     },
                 );
+            };
+            let Some(bytes) = bytes else {
+                send(self, 0, ToEngine::Closed);
+                continue;
+            };
+            let bytes = match self.has(bugs::Bug::ShortBuffer) && bytes.len() > 1024 {
+                true => bytes.slice(..1024),
+                false => bytes,
+            };
+            if self
+                .weather
+                .strikes(account, Kind::BreakIn, self.now)
+                .is_some()
+            {
+                let half = bytes.slice(..bytes.len() / 2);
+                send(self, half.len(), ToEngine::Received(half));
+                self.breaks(conn);
+                continue;
+            }
+            for bytes in self.pieces(account, bytes) {
+                send(self, bytes.len(), ToEngine::Received(bytes));
             }
         }
     }
 
     fn step(&mut self, step: Step) {
+        if !matches!(step, Step::Strike { .. } | Step::Now { .. }) {
+            self.tell("plan", || step.words());
+        }
         match step {
+            Step::Rival { account } => self.rival(account),
+            Step::Strike { fault } => self.come(fault),
+            Step::Now { fault } => self.strike(fault),
             Step::Send { from, to, id, text } => self.ask(from, to, id, text),
             Step::Crash { account, pause } => self.crash(account, pause),
             Step::Cut { account } => self.cut(account),
@@ -506,6 +714,7 @@ impl World {
     /// The service behaves again, and the phones tell their companions all keys, as phones do now and then.
     fn heal(&mut self) {
         self.service.heal();
+        self.fair_weather();
         for account in 0..self.accounts.len() {
             let device = self.companion(account);
             self.service.share_keys(&device, None, self.service_now());
@@ -532,6 +741,7 @@ impl World {
 
     /// The phone is there before anybody links it.
     pub fn add_phone(&mut self, account: usize) {
+        let _scope = self.options.crypto.scope();
         let phone = self.accounts[account].phone.clone();
         if let Err(error) = self.service.add_phone(&phone, None, self.service_now()) {
             self.accounts[account]
@@ -569,6 +779,7 @@ impl World {
     /// Kills the process that owns an account, wherever it is, and lets another one take it over after a pause.
     pub fn crash(&mut self, account: usize, pause: u64) {
         self.note(&[b"crash", &account.to_le_bytes()]);
+        self.cover_death(account);
         self.accounts[account].process += 1;
         if let Some(conn) = self.accounts[account].kill() {
             self.hang_up(conn);
@@ -586,12 +797,14 @@ impl World {
 
     /// Gives a command to an account's engine, if it has one.
     pub fn command(&mut self, account: usize, command: Command) {
+        let _scope = self.options.crypto.scope();
         let life = self.accounts[account].life;
         self.give(account, life, ToEngine::Command(command));
     }
 
     /// The owner of an account's phone removes its companion.
     pub fn unlink(&mut self, account: usize, device: u16) {
+        let _scope = self.options.crypto.scope();
         let now = self.service_now();
         let phone = self.accounts[account].phone.clone();
         self.service.unlink(&phone, device, now);

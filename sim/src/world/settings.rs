@@ -1,11 +1,12 @@
 //! Settings and history of a simulated world: what owners and programs change, what phones hand over, and the judge of
-//! it all.
+//! it all. The judge of settings serves worlds of either tier.
 //!
 //! The phone is the truth: it has read every patch the moment it was accepted. While the world runs, every row that a
 //! store takes is compared with what the phone knows of that version; at the end, everything is.
 
 use super::{Verdict, World, account::ready};
 use crate::service::{
+    Service,
     history::{Chunk, Told},
     settings::{COLLECTIONS, Change, SettingChange, collection_of},
 };
@@ -23,21 +24,136 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug)]
 pub(crate) struct Asked {
     /// In which life, under which number.
-    pub(super) life: u64,
-    pub(super) id: CommandId,
+    pub(crate) life: u64,
+    pub(crate) id: CommandId,
     /// Unix milliseconds.
-    pub(super) at: i64,
-    pub(super) changes: Vec<Change>,
-    pub(super) result: Option<Result<Reply, CommandError>>,
+    pub(crate) at: i64,
+    pub(crate) changes: Vec<Change>,
+    pub(crate) result: Option<Result<Reply, CommandError>>,
 }
 
-/// Where the store has a collection.
+/// Where the store has the collections of an account.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Places {
+    now: BTreeMap<&'static str, Place>,
+    /// Every state that the store has had since somebody asked: name, version, hash.
+    had: BTreeSet<(&'static str, u64, Vec<u8>)>,
+}
+
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Place {
+#[cfg_attr(
+    not(feature = "tier-b"),
+    expect(dead_code, reason = "only worlds of tier B ask what is unfinished")
+)]
+struct Place {
     version: u64,
+    fetched: bool,
     diverged: bool,
+    /// Changes of ours that the service has not taken, and whether they are on their way.
+    pending: usize,
+    in_flight: bool,
     /// When something was found wrong with it last.
     evidence: Option<i64>,
+}
+
+impl Places {
+    /// A store has taken a batch. Says what is wrong with it.
+    pub(crate) fn watch(&mut self, batch: &Batch) -> Vec<String> {
+        let mut complaints = Vec::new();
+        for (key, row) in &batch.rows {
+            let Key::AppStateVersion(name) = key else {
+                continue;
+            };
+            let Some(name) = collection_of(name) else {
+                continue;
+            };
+            let Some(row) = row else {
+                // Linked anew: everything begins again.
+                self.now.remove(name);
+                continue;
+            };
+            if let Some(complaint) = self.moved(name, row) {
+                complaints.push(format!("appstate-no-fork: {name}: {complaint}"));
+            }
+        }
+        complaints
+    }
+
+    fn moved(&mut self, name: &'static str, row: &Record) -> Option<String> {
+        let Ok(row) = codec::decode::<record::Collection>(row) else {
+            return Some("a row that does not decode".into());
+        };
+        // Several patches may be in one batch, and a snapshot may lead anywhere but back. A short history that is told
+        // from its beginning, page by page, may come instead of one; then there is evidence why.
+        let place = Place {
+            version: row.version.unwrap_or(0),
+            fetched: row.fetched(),
+            diverged: row.diverged(),
+            pending: row.pending.len(),
+            in_flight: row.in_flight.is_some(),
+            evidence: row.evidence.last().and_then(|last| last.at),
+        };
+        let before = self.now.insert(name, place).unwrap_or_default();
+        let hash = row.hash.unwrap_or_else(|| vec![0; 128]);
+        self.had.insert((name, place.version, hash));
+        let reason = before.diverged || place.diverged || before.evidence != place.evidence;
+        (place.version < before.version && !reason)
+            .then(|| format!("from version {} back to {}", before.version, place.version))
+    }
+
+    /// Which of the states that the store has had, since this was asked last, the phone has never had.
+    pub(crate) fn forks(&mut self, service: &Service, phone: &str) -> Vec<String> {
+        let had = std::mem::take(&mut self.had).into_iter();
+        let forks = had.filter(|(name, version, hash)| {
+            let hash_there = service.settings_hash(phone, name, *version);
+            hash_there.is_none_or(|there| there.as_slice() != hash.as_slice())
+        });
+        forks
+            .map(|(name, version, _)| {
+                format!(
+                    "appstate-no-fork: {name}: a state at version {version} that nobody else has"
+                )
+            })
+            .collect()
+    }
+
+    /// Which collections are still on their way to where the phone has them.
+    #[cfg(feature = "tier-b")]
+    pub(crate) fn unfinished<'a>(
+        &'a self,
+        service: &'a Service,
+        phone: &'a str,
+    ) -> impl Iterator<Item = String> + 'a {
+        let open = COLLECTIONS.into_iter().filter(move |name| {
+            let place = self.now.get(name).copied().unwrap_or_default();
+            let there = place.version == service.settings_version(phone, name);
+            !there || !place.fetched || place.diverged || place.pending > 0 || place.in_flight
+        });
+        open.map(move |name| format!("{name} of {phone}: {:?}", self.now.get(name)))
+    }
+
+    /// Whether a patch of the account's own may be on its way.
+    #[cfg(feature = "tier-b")]
+    pub(crate) fn announces(&self) -> bool {
+        self.now.values().any(|place| place.in_flight)
+    }
+
+    /// The database has gone back.
+    pub(crate) fn forget(&mut self) {
+        self.now.clear();
+    }
+}
+
+/// One account, as the judge of settings sees it.
+pub(crate) struct Case<'a> {
+    pub(crate) phone: &'a str,
+    pub(crate) service: &'a Service,
+    /// All rows that the store has in a table of the account.
+    pub(crate) table: &'a dyn Fn(Table) -> Vec<(Key, Record)>,
+    /// What its engines were asked to change, in order.
+    pub(crate) asked: &'a [&'a Asked],
+    /// Whether the database has lost commits.
+    pub(crate) lossy: bool,
 }
 
 /// A change as an engine is asked for it; none if it cannot be.
@@ -61,79 +177,40 @@ pub fn action_of(change: &Change) -> Option<Action> {
 impl World {
     /// A store has taken a batch: is what it says of collections what the phone knows of them?
     pub(super) fn watch_settings(&mut self, account: usize, batch: &Batch) {
-        for (key, row) in &batch.rows {
-            let Key::AppStateVersion(name) = key else {
-                continue;
-            };
-            let Some(name) = collection_of(name) else {
-                continue;
-            };
-            let Some(row) = row else {
-                // Linked anew: everything begins again.
-                self.accounts[account].places.remove(name);
-                continue;
-            };
-            if let Some(complaint) = self.judge_place(account, name, row) {
-                let complaint = format!("appstate-no-fork: {name}: {complaint}");
-                self.accounts[account].complaints.push(complaint);
-            }
-        }
-    }
-
-    fn judge_place(&mut self, account: usize, name: &'static str, row: &Record) -> Option<String> {
-        let Ok(row) = codec::decode::<record::Collection>(row) else {
-            return Some("a row that does not decode".into());
-        };
         let this = &mut self.accounts[account];
-        let version = row.version.unwrap_or(0);
-        // Several patches may be in one batch, and a snapshot may lead anywhere but back. A short history that is told
-        // from its beginning, page by page, may come instead of one; then there is evidence why.
-        let place = Place {
-            version,
-            diverged: row.diverged(),
-            evidence: row.evidence.last().and_then(|last| last.at),
-        };
-        let before = this.places.insert(name, place).unwrap_or_default();
-        let reason = before.diverged || place.diverged || before.evidence != place.evidence;
-        if version < before.version && !reason {
-            let before = before.version;
-            return Some(format!("from version {before} back to {version}"));
-        }
-        let hash = self
-            .service
-            .settings_hash(&self.accounts[account].phone, name, version);
-        let has = row.hash.unwrap_or_else(|| vec![0; 128]);
-        (hash.map(|hash| hash.to_vec()) != Some(has))
-            .then(|| format!("a state at version {version} that nobody else has"))
-    }
-
-    fn row<M: prost::Message + Default>(&self, account: usize, key: Key) -> M {
-        let rows = ready(self.store.load(&self.accounts[account].id, vec![key]));
-        match rows.unwrap_or_default().first() {
-            Some(Row::Present(row)) => codec::decode(row).unwrap_or_default(),
-            _ => M::default(),
-        }
+        let mut complaints = this.places.watch(batch);
+        complaints.extend(this.places.forks(&self.service, &this.phone));
+        this.complaints.extend(complaints);
     }
 
     fn table(&self, account: usize, table: Table) -> Vec<(Key, Record)> {
-        let mut all = Vec::new();
-        let mut after = None;
-        loop {
-            let scan = Scan {
-                table,
-                after: after.clone(),
-                limit: 1000,
-            };
-            let rows = ready(self.store.scan(&self.accounts[account].id, scan)).unwrap_or_default();
-            let Some((last, _)) = rows.last() else {
-                return all;
-            };
-            after = Some(last.clone());
-            all.extend(rows.into_iter().filter_map(|(key, row)| match row {
-                Row::Present(row) => Some((key, row)),
-                _ => None,
-            }));
-        }
+        every_row(table, |scan| {
+            ready(self.store.scan(&self.accounts[account].id, scan)).unwrap_or_default()
+        })
+    }
+}
+
+/// All rows of a table, page by page.
+pub(crate) fn every_row(
+    table: Table,
+    mut scan: impl FnMut(Scan) -> Vec<(Key, Row)>,
+) -> Vec<(Key, Record)> {
+    let mut all = Vec::new();
+    let mut after = None;
+    loop {
+        let rows = scan(Scan {
+            table,
+            after: after.clone(),
+            limit: 1000,
+        });
+        let Some((last, _)) = rows.last() else {
+            return all;
+        };
+        after = Some(last.clone());
+        all.extend(rows.into_iter().filter_map(|(key, row)| match row {
+            Row::Present(row) => Some((key, row)),
+            _ => None,
+        }));
     }
 }
 
@@ -144,24 +221,39 @@ pub(super) fn judge(world: &World, verdict: &mut Verdict) {
         if !world.accounts[account].online {
             continue;
         }
+        let this = &world.accounts[account];
+        weigh(
+            &Case {
+                phone: &this.phone,
+                service: &world.service,
+                table: &|table| world.table(account, table),
+                asked: &this.asked_changes.iter().collect::<Vec<_>>(),
+                lossy: world.ledger.losses() > 0,
+            },
+            verdict,
+        );
         let mut complaints = Vec::new();
-        collections(world, account, &mut complaints);
-        meanings(world, account, &mut complaints);
-        verdict.settings += changes(world, account, &mut complaints);
         verdict.history += history(world, account, &mut complaints);
-        let phone = &world.accounts[account].phone;
-        let complaints = complaints
-            .into_iter()
-            .map(|text| format!("{phone}: {text}"));
-        verdict.complaints.extend(complaints);
+        let named = |text: String| format!("{}: {text}", this.phone);
+        verdict.complaints.extend(complaints.into_iter().map(named));
     }
 }
 
+/// Adds to the verdict what is wrong with the settings of an account.
+pub(crate) fn weigh(case: &Case<'_>, verdict: &mut Verdict) {
+    let mut complaints = Vec::new();
+    collections(case, &mut complaints);
+    meanings(case, &mut complaints);
+    verdict.settings += changes(case, &mut complaints);
+    let named = |text: String| format!("{}: {text}", case.phone);
+    verdict.complaints.extend(complaints.into_iter().map(named));
+}
+
 /// Version, hash and value MACs of all five are the phone's, and nothing waits.
-fn collections(world: &World, account: usize, complaints: &mut Vec<String>) {
-    let phone = &world.accounts[account].phone;
+fn collections(case: &Case<'_>, complaints: &mut Vec<String>) {
+    let (phone, service) = (case.phone, case.service);
     let mut stored: BTreeMap<&str, BTreeMap<[u8; 32], record::Setting>> = BTreeMap::new();
-    for (key, row) in world.table(account, Table::AppStateMutationMac) {
+    for (key, row) in (case.table)(Table::AppStateMutationMac) {
         let Key::AppStateMutationMac {
             collection,
             index_mac,
@@ -173,9 +265,12 @@ fn collections(world: &World, account: usize, complaints: &mut Vec<String>) {
         let name = collection_of(&collection).unwrap_or("none of the five");
         stored.entry(name).or_default().insert(index_mac, setting);
     }
+    let rows: BTreeMap<Key, Record> = (case.table)(Table::AppStateVersion).into_iter().collect();
     for name in COLLECTIONS {
-        let row: record::Collection = world.row(account, Key::AppStateVersion(name.into()));
-        let version = world.service.settings_version(phone, name);
+        let row = rows.get(&Key::AppStateVersion(name.into()));
+        let row = row.and_then(|row| codec::decode::<record::Collection>(row).ok());
+        let row = row.unwrap_or_default();
+        let version = service.settings_version(phone, name);
         if row.version.unwrap_or(0) != version || !row.fetched() || row.diverged() {
             complaints.push(format!(
                 "{name} is at {:?} (fetched {:?}, diverged {:?}), the phone at {version}",
@@ -193,12 +288,10 @@ fn collections(world: &World, account: usize, complaints: &mut Vec<String>) {
         let macs = here.iter().filter_map(|(name, setting)| {
             Some((*name, setting.value_mac.as_deref()?.try_into().ok()?))
         });
-        if macs.collect::<BTreeMap<[u8; 32], [u8; 32]>>() != world.service.setting_macs(phone, name)
-        {
+        if macs.collect::<BTreeMap<[u8; 32], [u8; 32]>>() != service.setting_macs(phone, name) {
             complaints.push(format!("{name}: the value MACs are not the phone's"));
         }
-        let truth: BTreeMap<Vec<u8>, Vec<u8>> =
-            world.service.settings(phone, name).into_iter().collect();
+        let truth: BTreeMap<Vec<u8>, Vec<u8>> = service.settings(phone, name).into_iter().collect();
         for setting in here.into_values() {
             let index = setting.index.unwrap_or_default();
             let text = String::from_utf8_lossy(&index).into_owned();
@@ -214,12 +307,11 @@ fn collections(world: &World, account: usize, complaints: &mut Vec<String>) {
 }
 
 /// The rows of contacts and chats say what the phone's settings say, by a reading of our own.
-fn meanings(world: &World, account: usize, complaints: &mut Vec<String>) {
-    let phone = &world.accounts[account].phone;
+fn meanings(case: &Case<'_>, complaints: &mut Vec<String>) {
     let mut contacts: BTreeMap<Jid, record::Contact> = BTreeMap::new();
     let mut chats: BTreeMap<Jid, record::ChatSettings> = BTreeMap::new();
     for name in COLLECTIONS {
-        for (index, data) in world.service.settings(phone, name) {
+        for (index, data) in case.service.settings(case.phone, name) {
             let words: Vec<String> = serde_json::from_slice(&index).unwrap_or_default();
             let words: Vec<&str> = words.iter().map(String::as_str).collect();
             let value = SyncActionData::decode(&*data)
@@ -282,7 +374,7 @@ fn meanings(world: &World, account: usize, complaints: &mut Vec<String>) {
             }
         }
     }
-    for (key, row) in world.table(account, Table::Contact) {
+    for (key, row) in (case.table)(Table::Contact) {
         let Key::Contact(user) = key else { continue };
         let row: record::Contact = codec::decode(&row).unwrap_or_default();
         let truth = contacts.remove(&user).unwrap_or_default();
@@ -311,7 +403,7 @@ fn meanings(world: &World, account: usize, complaints: &mut Vec<String>) {
         (row.muted_until(), flags, row.labels.clone())
     };
     let empty = says(&record::ChatSettings::default());
-    for (key, row) in world.table(account, Table::ChatSettings) {
+    for (key, row) in (case.table)(Table::ChatSettings) {
         let Key::ChatSettings(chat) = key else {
             continue;
         };
@@ -333,22 +425,21 @@ fn meanings(world: &World, account: usize, complaints: &mut Vec<String>) {
 }
 
 /// Whatever was accepted from somebody who asked has been announced, once. Returns how many mutations there were.
-fn changes(world: &World, account: usize, complaints: &mut Vec<String>) -> usize {
-    let this = &world.accounts[account];
-    let log = world.service.setting_changes(&this.phone);
+fn changes(case: &Case<'_>, complaints: &mut Vec<String>) -> usize {
+    let log = case.service.setting_changes(case.phone);
     let own: Vec<&SettingChange> = log.iter().filter(|change| !change.by.is_phone()).collect();
     let mut once = BTreeSet::new();
     for change in &own {
         // A database that has lost that it was said may have it said again.
         let again = !once.insert((&change.index, &change.data, change.removed));
-        if again && world.ledger.losses() == 0 {
+        if again && !case.lossy {
             let name = String::from_utf8_lossy(&change.index);
             complaints.push(format!("{name} was announced twice"));
         }
     }
     // By setting: what was asked, in order, and whether it was accepted.
     let mut asked: BTreeMap<Vec<u8>, Vec<(i64, bool, bool)>> = BTreeMap::new();
-    for command in &this.asked_changes {
+    for command in case.asked {
         let accepted = matches!(command.result, Some(Ok(_)));
         if let Some(Err(error)) = &command.result
             && !error.is_retryable()
@@ -379,7 +470,7 @@ fn changes(world: &World, account: usize, complaints: &mut Vec<String>) -> usize
             // What is not there need not be removed.
             said || *removed
         });
-        if !announced && world.ledger.losses() == 0 {
+        if !announced && !case.lossy {
             let name = String::from_utf8_lossy(&index);
             complaints.push(format!("the change of {name} at {} is lost", asked[last].0));
         }

@@ -3,14 +3,11 @@
 use crate::rig::{Rig, memory, until};
 use baton_core::{
     cluster::device::State,
-    state::{
-        AccountId, AccountInfo, Batch, Beat, Beaten, BusinessId, Change, Claim, Epoch, HandOver,
-        HostInfo, HostView, Incarnation, Key, Lease, MessageId, Micros, Orphan, Outcome, Placement,
-        Record, Row, Scan, Seal, Store, StoreError, Table, Term, UnixMillis, memory::MemoryStore,
-    },
+    state::{Store, StoreError},
 };
 use std::{
     collections::BTreeMap,
+    future::Future,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -20,14 +17,14 @@ type Calls = BTreeMap<&'static str, u64>;
 
 /// Counts calls by name, and answers none while it is stalled.
 #[derive(Clone)]
-pub(crate) struct Counted {
-    inner: MemoryStore,
+pub(crate) struct Counted<S> {
+    inner: S,
     calls: Arc<Mutex<Calls>>,
     stalled: watch::Sender<bool>,
 }
 
-impl Counted {
-    pub(crate) fn new(inner: MemoryStore) -> Self {
+impl<S: Store> Counted<S> {
+    pub(crate) fn new(inner: S) -> Self {
         Self {
             inner,
             calls: Arc::default(),
@@ -39,68 +36,52 @@ impl Counted {
         self.stalled.send_replace(stalled);
     }
 
-    async fn call(&self, name: &'static str) {
+    async fn call<T: Send>(
+        &self,
+        name: &'static str,
+        call: impl Future<Output = Result<T, StoreError>> + Send,
+    ) -> Result<T, StoreError> {
         *self.calls.lock().unwrap().entry(name).or_default() += 1;
         let mut stalled = self.stalled.subscribe();
         stalled.wait_for(|stalled| !stalled).await.unwrap();
+        call.await
     }
 }
 
-macro_rules! counted {
-    ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty;)*) => {
-        impl Store for Counted {
-            $(async fn $name(&self, $($arg: $type),*) -> Result<$out, StoreError> {
-                self.call(stringify!($name)).await;
-                self.inner.$name($($arg),*).await
-            })*
-        }
-    };
+impl<S: Store> Store for Counted<S> {
+    baton_core::delegate_store!(inner through call: all);
 }
 
-counted! {
-    load(account: &AccountId, keys: Vec<Key>) -> Vec<Row>;
-    scan(account: &AccountId, scan: Scan) -> Vec<(Key, Row)>;
-    commit(batches: Vec<Batch>) -> Vec<Outcome>;
-    confirm(terms: Vec<(AccountId, Term)>) -> Vec<Outcome>;
-    create_account(business: &BusinessId, name: &str) -> AccountId;
-    delete_account(account: &AccountId) -> ();
-    accounts(business: &BusinessId) -> Vec<AccountInfo>;
-    tenants() -> Vec<BusinessId>;
-    enqueue(account: &AccountId, id: MessageId, request: Record, at: UnixMillis) -> bool;
-    retain(account: &AccountId, table: Table, before: UnixMillis, limit: u32) -> u32;
-    join(who: Incarnation, info: HostInfo, ttl: Micros) -> u16;
-    beat(who: Incarnation, beat: Beat) -> Beaten;
-    hosts() -> Vec<HostView>;
-    drain(who: Incarnation, drain: bool) -> bool;
-    declare_dead(by: Incarnation, dead: Incarnation) -> bool;
-    leave(who: Incarnation) -> ();
-    claim(who: Incarnation, accounts: Vec<AccountId>) -> Vec<Claim>;
-    release(who: Incarnation, accounts: Vec<(AccountId, Epoch)>) -> ();
-    hand_over(who: Incarnation, account: &AccountId, epoch: Epoch, to: Incarnation) -> HandOver;
-    held(who: Incarnation) -> Vec<(AccountId, Lease)>;
-    orphans(after: Option<AccountId>, limit: u32) -> Vec<Orphan>;
-    misplaced(who: Incarnation) -> Vec<(AccountId, Placement)>;
-    mail(who: Incarnation) -> Vec<AccountId>;
-    place(account: &AccountId, placement: Placement) -> ();
-    retire(who: Incarnation, account: &AccountId, epoch: Epoch) -> bool;
-    history() -> Seal;
-    renew_history(now: Seal) -> Seal;
-    watch(who: Incarnation) -> Change;
-    vault(business: &BusinessId) -> Vec<(u32, Record)>;
-    swap_vault(business: &BusinessId, number: u32, old: Option<Record>, new: Option<Record>) -> bool;
-    swap_records(account: &AccountId, records: Vec<(Key, Record, Record)>) -> u32;
+/// What happened while nobody wrote.
+struct Idle {
+    accounts: usize,
+    seconds: f64,
+    /// Calls a second, by name.
+    calls: BTreeMap<&'static str, f64>,
 }
 
-/// Two hosts with so many accounts, all logged in, in the default timing: calls a second while nobody writes, by name.
-async fn idle(accounts: usize, watched: Duration) -> BTreeMap<&'static str, f64> {
-    let store = Counted::new(memory());
+impl Idle {
+    fn all(&self) -> f64 {
+        self.calls.values().sum()
+    }
+}
+
+/// Two hosts with so many accounts, all logged in, in the default timing. `begun` is called when everything has come to
+/// rest, and the time runs.
+async fn idle<S: Store>(
+    store: S,
+    accounts: usize,
+    watched: Duration,
+    begun: impl FnOnce(),
+) -> Idle {
+    let store = Counted::new(store);
     let calls = Arc::clone(&store.calls);
     let rig = Rig::new(store, accounts).await;
-    let options = |name| baton_tokio::FleetOptions::named(name);
-    let hosts = [
-        rig.start_with(options("a"), "a"),
-        rig.start_with(options("b"), "b"),
-    ];
+    let start = |name| {
+        let connector = rig.server.in_memory();
+        rig.start_over(connector, baton_tokio::FleetOptions::named(name), name)
+    };
+    let hosts = [start("a"), start("b")];
     let live = || {
         let statuses = hosts.iter().flat_map(|host| host.handle.accounts());
         statuses
@@ -109,14 +90,10 @@ async fn idle(accounts: usize, watched: Duration) -> BTreeMap<&'static str, f64>
     };
     let begin = Instant::now();
     while live() < accounts {
-        assert!(
-            begin.elapsed() < Duration::from_secs(900),
-            "{} live",
-            live()
-        );
+        let patience = Duration::from_secs(1_800);
+        assert!(begin.elapsed() < patience, "{} live", live());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    println!("{accounts} accounts live after {:?}", begin.elapsed());
     // What linking left to do is done.
     let total = || calls.lock().unwrap().get("commit").copied().unwrap_or(0);
     let mut last = (total(), Instant::now());
@@ -131,6 +108,7 @@ async fn idle(accounts: usize, watched: Duration) -> BTreeMap<&'static str, f64>
         || "it never rests".into(),
     )
     .await;
+    begun();
     calls.lock().unwrap().clear();
     let begin = Instant::now();
     tokio::time::sleep(watched).await;
@@ -139,27 +117,28 @@ async fn idle(accounts: usize, watched: Duration) -> BTreeMap<&'static str, f64>
     assert_eq!(live(), accounts, "all stayed live");
     #[expect(clippy::cast_precision_loss, reason = "small counts")]
     let rates = calls.iter().map(|(name, n)| (*name, *n as f64 / seconds));
-    rates.collect()
-}
-
-fn print(accounts: usize, rates: &BTreeMap<&'static str, f64>) {
-    let all: f64 = rates.values().sum();
-    println!("{accounts} accounts, two hosts: {all:.1} calls a second: {rates:.1?}");
+    Idle {
+        accounts,
+        seconds,
+        calls: rates.collect(),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ownership_costs_the_same_for_few_and_for_many() {
     let watched = Duration::from_secs(6);
-    let few = idle(4, watched).await;
-    let many = idle(80, watched).await;
-    print(4, &few);
-    print(80, &many);
-    let all = |rates: &BTreeMap<_, f64>| rates.values().sum::<f64>();
+    let few = idle(memory(), 4, watched, || {}).await;
+    let many = idle(memory(), 80, watched, || {}).await;
     // Two hosts: two renewals, one look for orphans, one for the misplaced, eight for mail, and now and then a row that
     // leaves. Not a bound that a busy machine can break: it makes calls rarer.
-    assert!(all(&few) < 20.0 && all(&many) < 20.0, "{few:?} {many:?}");
-    for (name, rate) in &many {
-        let before = few.get(name).copied().unwrap_or(0.0);
+    assert!(
+        few.all() < 20.0 && many.all() < 20.0,
+        "{:?} {:?}",
+        few.calls,
+        many.calls
+    );
+    for (name, rate) in &many.calls {
+        let before = few.calls.get(name).copied().unwrap_or(0.0);
         assert!(
             *rate < before + 3.0,
             "{name}: {before} for few, {rate} for many"
@@ -167,11 +146,55 @@ async fn ownership_costs_the_same_for_few_and_for_many() {
     }
 }
 
-/// `cargo test -p sim --release --test fleet -- --ignored --nocapture table`
+/// `cargo test -p sim --test fleet -- --ignored --nocapture table`
+#[cfg(feature = "tier-b")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes: links ten thousand accounts"]
 async fn table_of_what_ownership_costs() {
+    use baton_store_postgres::{Options, PgStore};
+    use std::cell::Cell;
+
+    let cluster = pg_cluster::Cluster::prepare(&[]).expect("PostgreSQL is installed");
+    assert!(cluster.make(&["--locale=C.UTF-8"]), "initdb");
+    let psql = |sql: &str| {
+        let asked = std::process::Command::new(pg_cluster::binaries().unwrap().join("psql"))
+            .args([
+                "-q",
+                "-v",
+                "ON_ERROR_STOP=1",
+                "-U",
+                "postgres",
+                "-c",
+                sql,
+                "-h",
+            ])
+            .arg(cluster.directory())
+            .output()
+            .unwrap();
+        match asked.status.success() {
+            true => Ok(()),
+            false => Err(String::from_utf8_lossy(&asked.stderr).into_owned()),
+        }
+    };
+    cluster.start(|_| psql("SELECT 1"));
+    println!("| accounts | statements/s | calls/s | of these |\n|---|---|---|---|");
     for accounts in [10, 1_000, 10_000] {
-        print(accounts, &idle(accounts, Duration::from_secs(20)).await);
+        psql(&format!("CREATE DATABASE of{accounts}")).unwrap();
+        let url = cluster.url("postgres", &format!("of{accounts}"));
+        let store = PgStore::connect(&url, Options::default()).await.unwrap();
+        let before = Cell::new(0);
+        let begun = || before.set(store.stats().statements);
+        let idle = idle(store.clone(), accounts, Duration::from_secs(30), begun).await;
+        #[expect(clippy::cast_precision_loss, reason = "small counts")]
+        let statements = (store.stats().statements - before.get()) as f64 / idle.seconds;
+        let calls: Vec<String> = (idle.calls.iter())
+            .map(|(name, rate)| format!("{name} {rate:.1}"))
+            .collect();
+        println!(
+            "| {} | {statements:.1} | {:.1} | {} |",
+            idle.accounts,
+            idle.all(),
+            calls.join(", ")
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! Hosts that share the accounts of a store: killed, drained, frozen, shut down, and what that costs the database.
 //! Real time and real sockets; how long something takes decides no test.
 
+mod journal;
 mod load;
 mod rig;
 

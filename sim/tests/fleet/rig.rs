@@ -13,8 +13,8 @@ use baton_core::{
     },
 };
 use baton_tokio::{
-    Account, AccountStatus, DriveOptions, Fleet, FleetEnd, FleetEvent, FleetEvents, FleetHandle,
-    FleetOptions, Inbox, Item, SystemEnv, TcpConnector,
+    Account, AccountStatus, Connector, DriveOptions, Fleet, FleetEnd, FleetEvent, FleetEvents,
+    FleetHandle, FleetOptions, Inbox, Item, SystemEnv, TcpConnector,
 };
 use sim::serve::{ServeOptions, SimServer};
 use std::{
@@ -181,10 +181,19 @@ impl<S: Store> Rig<S> {
     }
 
     pub(crate) fn start_with(&self, options: FleetOptions, name: &'static str) -> Host {
+        self.start_over(TcpConnector::new(), options, name)
+    }
+
+    pub(crate) fn start_over(
+        &self,
+        connector: impl Connector,
+        options: FleetOptions,
+        name: &'static str,
+    ) -> Host {
         let server = Arc::clone(&self.server);
         let (fleet, handle, events) = Fleet::new(
             self.store.clone(),
-            TcpConnector::new(),
+            connector,
             SystemEnv::new(),
             options,
             move |_| config(&server),

@@ -1,6 +1,7 @@
 //! Named disasters over the real drivers, on every store there is. Each file is a story: the hosts, the disaster, what
 //! must hold.
 
+mod app_state_fork;
 mod clock_jump;
 mod commit_outcome_unknown;
 mod crash_at_every_output;

@@ -4,7 +4,7 @@
 use baton_core::{
     appstate::{
         Change, Collection, KeyId, KeyRing, MacChange, Mutation, Operation, State, SyncKey,
-        action::Action, build_patch, verify_patch, verify_snapshot,
+        action::Action, build_patch_over, verify_patch, verify_snapshot,
     },
     crypto::{Rng, sha256},
     media::{self, MediaKind},
@@ -30,6 +30,8 @@ pub(crate) struct Log {
     pub(crate) macs: BTreeMap<[u8; 32], [u8; 32]>,
     pub(crate) patches: Vec<SyncdPatch>,
     records: BTreeMap<[u8; 32], SyncdRecord>,
+    /// MAC of the collection as it is, whatever the last patch says.
+    mac: Option<Vec<u8>>,
     /// What every setting says, by its name.
     pub(crate) values: BTreeMap<Vec<u8>, Action>,
     /// What the engine has uploaded, in order.
@@ -41,6 +43,8 @@ pub(crate) struct Cloud {
     pub(crate) logs: BTreeMap<Collection, Log>,
     pub(crate) key: (KeyId, [u8; 32]),
     pub(crate) others: Vec<(KeyId, [u8; 32])>,
+    /// Whether the other device takes a setting out of its place under an older key when it changes it.
+    pub(crate) tidy: bool,
     pub(crate) files: Files,
     /// Patches in one answer.
     pub(crate) page: usize,
@@ -65,6 +69,7 @@ impl Cloud {
                 .into(),
             key,
             others: Vec::new(),
+            tidy: false,
             files,
             page: 1000,
             external: false,
@@ -89,24 +94,76 @@ impl Cloud {
 
     /// The other device changes something.
     pub(crate) fn remote(&mut self, actions: &[Action]) -> Collection {
+        let seed = self.rng.bytes();
+        let (collection, patch) = self.build(actions, None, seed);
+        self.append(collection, patch, false).expect("sound");
+        collection
+    }
+
+    /// Another device that has lost its way changes something. Its patch is well signed; the collection that it vouches
+    /// for is not the one that there is.
+    pub(crate) fn remote_astray(&mut self, actions: &[Action]) -> Collection {
+        let seed = self.rng.bytes();
+        let (collection, sound) = self.build(actions, None, seed);
+        let version = self.log(collection).state.version;
+        let lost = State {
+            version,
+            ..State::default()
+        };
+        let (_, astray) = self.build(actions, Some(lost), seed);
+        assert_eq!(sound.mutations, astray.mutations);
+        assert_ne!(sound.snapshot_mac, astray.snapshot_mac);
+        self.append(collection, sound, false).expect("sound");
+        let log = self.logs.get_mut(&collection).expect("one of five");
+        let last = log.patches.last_mut().expect("just appended");
+        last.snapshot_mac = astray.snapshot_mac;
+        last.patch_mac = astray.patch_mac;
+        collection
+    }
+
+    /// A patch of the other device, on top of what there is or of something else.
+    fn build(
+        &self,
+        actions: &[Action],
+        state: Option<State>,
+        seed: [u8; 32],
+    ) -> (Collection, SyncdPatch) {
         let (collection, _) = actions[0].change(0).expect("known");
-        let changes: Vec<Change> = actions
-            .iter()
-            .map(|action| action.change(5).expect("known").1)
-            .collect();
         let key = SyncKey::expand(self.key.0.clone(), &self.key.1);
         let log = &self.logs[&collection];
-        let built = build_patch(
+        let changes = actions.iter().map(|action| action.change(5));
+        let mut changes: Vec<Change> = changes.map(|change| change.expect("known").1).collect();
+        let mut old = Vec::new();
+        let ring: Vec<SyncKey> = (self.others.iter().filter(|_| self.tidy))
+            .map(|(id, data)| SyncKey::expand(id.clone(), data))
+            .collect();
+        for older in &ring {
+            for change in &changes {
+                if log.macs.contains_key(&older.index_mac(&change.index)) {
+                    let removal = Change {
+                        operation: Operation::Remove,
+                        ..change.clone()
+                    };
+                    old.push((older, removal));
+                }
+            }
+        }
+        // What stands under an older key alone is gone with that.
+        changes.retain(|change| {
+            let here = log.macs.contains_key(&key.index_mac(&change.index));
+            let elsewhere = old.iter().any(|(_, removal)| removal.index == change.index);
+            change.operation == Operation::Set || here || !elsewhere
+        });
+        let built = build_patch_over(
             collection,
-            &log.state,
+            &state.unwrap_or(log.state),
             &key,
+            &old,
             &changes,
             |mac| log.macs.get(mac).copied(),
-            &mut self.rng,
-        )
-        .expect("sound");
-        self.append(collection, built.patch, false).expect("sound");
-        collection
+            &mut Rng::from_seed(seed),
+        );
+        (collection, built.expect("sound").patch)
     }
 
     /// A patch follows the last one, if the other device finds it sound.
@@ -159,6 +216,7 @@ impl Cloud {
             }
         }
         log.state = applied.state;
+        log.mac.clone_from(&patch.snapshot_mac);
         log.patches.push(patch);
         Ok(())
     }
@@ -206,7 +264,7 @@ impl Cloud {
         let snapshot = SyncdSnapshot {
             version: last.version,
             records: log.records.values().cloned().collect(),
-            mac: last.snapshot_mac.clone(),
+            mac: log.mac.clone(),
             key_id: last.key_id.clone(),
         };
         let all = verify_snapshot(collection, &snapshot, &self.ring()).expect("sound");

@@ -394,7 +394,8 @@ impl Rig {
         }
     }
 
-    fn seal(&mut self, node: &Node) -> Option<Vec<u8>> {
+    /// What the service says, as bytes of the connection.
+    pub(crate) fn seal(&mut self, node: &Node) -> Option<Vec<u8>> {
         let mut plain = Vec::new();
         node::encode(node, &mut plain).ok()?;
         let mut bytes = Vec::new();

@@ -8,8 +8,6 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-pub mod remote;
-
 use baton_core::crypto::{KeyPair, PublicKey, Rng, Signature, hmac_sha256};
 use baton_core::jid::Jid;
 use baton_core::proto::{adv, e2e, payload};

@@ -1,6 +1,6 @@
 //! A service in another process, or behind real sockets in this one.
 
-use super::Net;
+use crate::support::Net;
 use baton_core::crypto::PublicKey;
 use baton_core::jid::Jid;
 use baton_core::wire::noise::Trust;
@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::{Error, Message, WebSocket, client};
 const LOOK: Duration = Duration::from_millis(25);
 
 /// The addresses that `sim serve` prints, and the connections made to them.
-pub struct Remote {
+pub(crate) struct Remote {
     ws: String,
     phone: String,
     root: PublicKey,
@@ -26,7 +26,7 @@ pub struct Remote {
 }
 
 impl Remote {
-    pub fn new(ws: &str, phone: &str, root: PublicKey) -> Self {
+    pub(crate) fn new(ws: &str, phone: &str, root: PublicKey) -> Self {
         let (ws, phone) = (ws.to_owned(), phone.to_owned());
         Self {
             ws,
@@ -38,7 +38,7 @@ impl Remote {
     }
 
     /// From the line on standard output.
-    pub fn of_line(line: &str) -> Self {
+    pub(crate) fn of_line(line: &str) -> Self {
         let line: Value = serde_json::from_str(line).expect("one line of JSON");
         let text = |key: &str| line[key].as_str().expect("a text").to_owned();
         let root: Vec<u8> = (0..64)
@@ -52,12 +52,12 @@ impl Remote {
         )
     }
 
-    pub fn root(&self) -> PublicKey {
+    pub(crate) fn root(&self) -> PublicKey {
         self.root
     }
 
     /// One HTTP request: status and JSON body.
-    pub fn http(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+    pub(crate) fn http(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
         let host = self.phone.strip_prefix("http://").expect("http");
         let mut stream = TcpStream::connect(host).expect("connected");
         let length = body.len();

@@ -1,8 +1,9 @@
 //! The whole suite through PgBouncer in transaction mode, with fewer connections to the server than the store has.
 
-use crate::cluster::{Cluster, RUNTIME, options, run, skipped, unprivileged};
+use crate::cluster::{Cluster, RUNTIME, options, skipped};
 use baton_core::state::{Micros, conformance::Harness};
 use baton_store_postgres::{Options, PgStore};
+use pg_cluster::{run, unprivileged};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -32,9 +33,9 @@ static POOLER: LazyLock<Option<(Cluster, PathBuf)>> = LazyLock::new(|| {
             .block_on(PgStore::connect(&template, Options::default()))
             .unwrap(),
     );
-    let directory = cluster.directory.join("pooler");
+    let directory = cluster.directory().join("pooler");
     fs::create_dir(&directory).unwrap();
-    let server = cluster.directory.display();
+    let server = cluster.directory().display();
     let here = directory.display();
     let settings = format!(
         "[databases]\n* = host={server}\n[pgbouncer]\nunix_socket_dir = {here}\nlisten_port = 6432\n\

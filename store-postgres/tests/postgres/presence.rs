@@ -2,7 +2,7 @@
 //! presence.
 
 use crate::{
-    cluster::{Cluster, Db, RUNTIME, options, run},
+    cluster::{Cluster, Db, RUNTIME, options},
     pooler,
     rows::{HOUR, Owner, beat, claim, join},
 };
@@ -163,7 +163,7 @@ impl Process {
     }
 
     fn signal(&self, signal: &str) {
-        run(Command::new("kill").args([signal, &self.child.id().to_string()]));
+        pg_cluster::run(Command::new("kill").args([signal, &self.child.id().to_string()]));
     }
 }
 

@@ -2,7 +2,7 @@
 //! that it does nothing.
 
 use crate::{
-    cluster::{Cluster, RUNTIME, options, run, skipped},
+    cluster::{Cluster, RUNTIME, options, skipped},
     rows::{Owner, record},
 };
 use baton_core::state::{Key, Outcome, Row, Store, StoreError, conformance::block_on};
@@ -14,14 +14,14 @@ struct Small(PathBuf);
 
 impl Small {
     fn mount(cluster: &Cluster) -> Option<Self> {
-        let path = cluster.directory.join("small");
+        let path = cluster.directory().join("small");
         fs::create_dir(&path).unwrap();
         let mounted = Command::new("mount")
             .args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"])
             .arg(&path)
             .output();
         mounted.ok().filter(|output| output.status.success())?;
-        run(Command::new("chown").arg("postgres").arg(&path));
+        pg_cluster::run(Command::new("chown").arg("postgres").arg(&path));
         Some(Self(path))
     }
 }

@@ -279,6 +279,45 @@ impl Action {
         })
     }
 
+    /// As it is kept: whether it removes, its name, and its serialized `SyncActionData`. `at` as in
+    /// [`change`](Self::change).
+    pub(crate) fn to_parts(&self, at: i64) -> (bool, Vec<u8>, Vec<u8>) {
+        if let Self::Unknown {
+            index,
+            data,
+            removed,
+        } = self
+        {
+            return (*removed, index.to_vec(), data.to_vec());
+        }
+        let Some((_, change)) = self.change(at) else {
+            return (false, Vec::new(), Vec::new());
+        };
+        let data = SyncActionData {
+            index: Some(change.index.clone()),
+            value: Some(change.value),
+            padding: None,
+            version: Some(change.version),
+        };
+        let removed = change.operation == Operation::Remove;
+        (removed, change.index, data.encode_to_vec())
+    }
+
+    /// What [`to_parts`](Self::to_parts) has taken apart.
+    pub(crate) fn from_parts(removed: bool, index: Vec<u8>, data: Vec<u8>) -> Self {
+        Self::of(&Mutation {
+            operation: if removed {
+                Operation::Remove
+            } else {
+                Operation::Set
+            },
+            index_mac: [0; 32],
+            value_mac: [0; 32],
+            index: index.into(),
+            data: data.into(),
+        })
+    }
+
     /// The first word of its name.
     #[must_use]
     pub fn kind(&self) -> &'static str {

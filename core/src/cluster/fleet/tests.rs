@@ -44,6 +44,8 @@ struct Bench {
     released: Vec<AccountId>,
     wishes: Vec<(AccountId, Placement)>,
     drain: bool,
+    /// Of what is claimed.
+    epoch: u64,
     /// What the last renewal said about us.
     draining: bool,
 }
@@ -66,6 +68,7 @@ impl Bench {
             released: Vec::new(),
             wishes: Vec::new(),
             drain: false,
+            epoch: 1,
             draining: false,
         };
         bench.host(host::Input::Start);
@@ -149,7 +152,7 @@ impl Bench {
                 }
                 let claims = accounts.iter().map(|account| {
                     self.orphans.remove(account);
-                    Claim::Granted(lease(call.who, 1))
+                    Claim::Granted(lease(call.who, self.epoch))
                 });
                 Answer::Claimed(claims.collect())
             }
@@ -389,6 +392,37 @@ fn what_is_wished_elsewhere_goes_there_and_what_is_not_to_run_stops() {
     assert_eq!(bench.released, [account(2), account(3)]);
     let left: Vec<u64> = bench.fleet.accounts().map(|(id, _)| id.device).collect();
     assert_eq!(left, [4, 5, 6], "who is wished where nobody is stays");
+}
+
+/// Accounts that are pinned here are given back by whoever gets them. Without a memory of that they would go to and fro
+/// for as long as the hosts are uneven, a moment of silence each time.
+#[test]
+fn what_is_moved_to_even_out_and_comes_back_is_not_moved_again() {
+    const ACCOUNTS: u64 = 6;
+    let mut bench = Bench::new(ACCOUNTS);
+    bench.others = vec![HostView {
+        slot: 2,
+        who: Incarnation(77),
+        info: info("two"),
+        state: HostState::Active,
+        accounts: 0,
+        live: 0,
+        drain: false,
+        remaining: Micros::from_secs(6),
+    }];
+    let mut returned = 0;
+    for minute in 1..=100 {
+        bench.run(Micros::from_secs(60 * minute));
+        for account in bench.handed.iter().skip(returned) {
+            bench.orphans.insert(account.clone(), None);
+        }
+        returned = bench.handed.len();
+        bench.epoch = 10 * minute;
+    }
+    let moved: BTreeSet<_> = bench.handed.iter().collect();
+    assert_eq!(moved.len() as u64, ACCOUNTS, "each was tried");
+    assert_eq!(bench.handed.len() as u64, ACCOUNTS, "each once");
+    assert_eq!(bench.fleet.accounts().count() as u64, ACCOUNTS);
 }
 
 /// `drain` from another process: heard with a renewal, obeyed, and taken back.

@@ -37,7 +37,7 @@ use prost::Message as _;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Largest serialized message. The service takes less; media travel elsewhere.
-pub(crate) const CONTENT_BYTES: usize = 256 << 10;
+pub(crate) const CONTENT_BYTES: usize = crate::limits::MESSAGE_SENT;
 
 /// How often the service may fail to answer a question, or refuse for the moment, before a send fails.
 const ATTEMPTS: u32 = 5;

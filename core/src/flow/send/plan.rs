@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 
 /// Largest stanza that is sent: it has to fit into a frame, and with the message into a row. Only a service that lists
 /// hundreds of devices for somebody makes one of this size.
-const STANZA_BYTES: usize = 15 << 20;
+const STANZA_BYTES: usize = crate::limits::STANZA_SENT;
 
 /// An empty device list is believed for this long (seconds): somebody may install the application.
 const EMPTY_LIST_SECS: i64 = 300;
@@ -38,7 +38,7 @@ enum Plan {
 impl Sends {
     /// Rows that the next step of a send reads.
     pub(crate) fn needs(&self, cx: &mut Context, id: &MessageId) -> Vec<Key> {
-        match self.plan(cx, id) {
+        match self.plan(cx, id, true) {
             Plan::Load(keys) => keys,
             _ => Vec::new(),
         }
@@ -46,7 +46,7 @@ impl Sends {
 
     /// Does the next step of a send.
     pub(crate) fn step(&mut self, cx: &mut Context, id: &MessageId) {
-        match self.plan(cx, id) {
+        match self.plan(cx, id, false) {
             Plan::Load(_) | Plan::Wait => {}
             Plan::Nobody => self.fail(cx, id, 0),
             Plan::AskDevices(users) => {
@@ -76,7 +76,8 @@ impl Sends {
         }
     }
 
-    fn plan(&self, cx: &mut Context, id: &MessageId) -> Plan {
+    /// Who only wants to know which rows it takes (`rows_only`) need not have sessions decoded, which is most of it.
+    fn plan(&self, cx: &mut Context, id: &MessageId, rows_only: bool) -> Plan {
         let Some(job) = self
             .jobs
             .get(id)
@@ -135,6 +136,9 @@ impl Sends {
             .collect();
         if !missing.is_empty() {
             return Plan::Load(missing);
+        }
+        if rows_only {
+            return Plan::Wait;
         }
         let strangers: Vec<Jid> = list
             .iter()

@@ -9,102 +9,55 @@
 //! leaves as the same bytes until the service has said what became of it: taken, or another device was faster. Whether a
 //! patch at the next version is ours is told by its MAC, so an answer that was lost loses nothing and doubles nothing.
 //!
-//! Here: which collection has its turn, and why. `round`: one collection's turn. `pack`: changes of ours.
-//! `settle`: writing. `settings`: what settings do to rows.
-//! `rows`: events, pages, rows. `files`: downloads. `phone`: what the phone is asked for. `history`: chunks of history.
+//! Here: which collection has its turn, and why. A turn: `round`, its `answer`s, how they are `judge`d, and `settle`,
+//! which writes. `change` and `pack`: changes of ours. `settings`: what settings do to rows. `trouble`: what does not add
+//! up. `rows`: events, pages, rows. `files`: downloads. `keys`. `phone`: what the phone is asked for. `told`: what it
+//! says. `history`: its past.
 
+mod answer;
 mod api;
+mod change;
 mod files;
 mod history;
+mod judge;
+mod keys;
 mod pack;
 mod phone;
 mod round;
 mod rows;
 mod settings;
 mod settle;
+mod told;
+mod trouble;
 
 pub use api::{
     CHUNK_BYTES, Chat, Contact, FetchId, Fetched, HistoryKind, HistoryMessage, HistoryPart,
     MediaRequest, Setting, SyncState, SyncStats,
 };
+pub(crate) use keys::keys_shared;
 pub(crate) use rows::{SyncScan, from_row, to_row};
+pub(crate) use told::{FromPhone, history_announced, phone_answered};
 
-use super::{Command, CommandError, CommandId, Context, Event, Notice, Reply, query::Answer};
+use super::{Command, CommandError, CommandId, Context, Reply, query::Answer};
 use crate::{
-    appstate::{
-        Change, Collection, KeyId, KeyRing, MAX_INDEX_BYTES, Operation, SyncKey, action::Action,
-        read_recovery,
-    },
+    appstate::{Collection, KeyId, action::Action},
     jid::Jid,
-    proto::{e2e, record, sync::SyncdSnapshotRecovery},
-    state::{Key, MessageId, Micros, Record, Row, codec},
+    proto::{e2e, sync::SyncdSnapshotRecovery},
+    state::{Key, MessageId, Micros, Row},
     wire::node::Node,
 };
 use files::Files;
 use history::History;
+use keys::{Keys, Ring, read_key};
 use phone::Phone;
-use prost::Message as _;
 use round::Round;
 use std::collections::{BTreeMap, BTreeSet};
-use zeroize::Zeroizing;
-
-/// Changes of ours that may wait in a collection.
-const PENDING: usize = 1024;
-
-/// Bytes of values of such changes.
-const PENDING_BYTES: usize = 1 << 20;
+use trouble::RECOVERY_PATIENCE;
 
 /// Questions for pages that may be open.
 const PAGES: usize = 64;
 
-/// Rounds of a collection that may fail before it is given up until the next login.
-const ATTEMPTS: u32 = 5;
-
-/// Pause after such a failure; doubles with each.
-const PAUSE: Micros = Micros::from_secs(2);
-
-/// Times in a day that a collection may be replaced because it has diverged. More than that, and whatever is wrong is not
-/// mended by asking again.
-const RESYNCS: usize = 3;
-
 const DAY_MS: i64 = 86_400_000;
-
-/// Older keys under which a setting is looked for. A key is replaced when a device leaves.
-const OLD_KEYS: usize = 8;
-
-/// How long the phone has to tell a collection in clear.
-const RECOVERY_PATIENCE: Micros = Micros::from_secs(60);
-
-/// It is asked again after so long, unix milliseconds.
-const RECOVERY_PAUSE_MS: i64 = 3_600_000;
-
-/// Most keys that are kept in memory while settings are worked on.
-const KEYS: usize = 1024;
-
-/// What the phone has said that is not a message.
-#[derive(Debug)]
-pub(crate) enum FromPhone {
-    /// A key; its row is written.
-    Key(SharedKey),
-    /// It has announced a chunk of history; its row is written.
-    History(MessageId, record::HistoryJob),
-    /// It has told a collection in clear.
-    Recovery(Box<SyncdSnapshotRecovery>),
-}
-
-/// A key as the phone shares it.
-pub(crate) struct SharedKey {
-    pub(crate) id: KeyId,
-    pub(crate) data: Zeroizing<[u8; 32]>,
-    /// Unix milliseconds; the newest is the one to use.
-    pub(crate) at: i64,
-}
-
-impl std::fmt::Debug for SharedKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "SharedKey({:?})", self.id)
-    }
-}
 
 /// Work of settings and history that needs rows.
 #[derive(Debug)]
@@ -131,6 +84,9 @@ pub(crate) enum SyncWork {
     Reuploaded(MessageId, Option<Node>),
 }
 
+/// How long the phone has after a login to share its first keys by itself.
+const FIRST_KEYS: Micros = Micros::from_secs(60);
+
 /// What the engine knows of a collection that it is not working on.
 #[derive(Debug, Default)]
 struct Track {
@@ -148,54 +104,6 @@ struct Track {
     recovery: Option<Box<SyncdSnapshotRecovery>>,
 }
 
-/// The keys of the account, while they are needed.
-#[derive(Debug, Default)]
-enum Keys {
-    #[default]
-    Unloaded,
-    Loading(Ring),
-    Ready(Ring),
-}
-
-#[derive(Debug, Default)]
-struct Ring {
-    ring: KeyRing,
-    /// When and what the newest is.
-    newest: Option<(i64, KeyId)>,
-    /// When the phone was asked for a key, unix milliseconds.
-    asked: BTreeMap<KeyId, i64>,
-}
-
-impl Ring {
-    fn insert(&mut self, id: KeyId, data: &[u8; 32], at: i64) {
-        if self.ring.len() >= KEYS && !self.ring.has(&id) {
-            return;
-        }
-        self.asked.remove(&id);
-        let this = Some((at, id.clone()));
-        if this > self.newest {
-            self.newest = this;
-        }
-        self.ring.insert(SyncKey::expand(id, data));
-    }
-
-    fn newest(&self) -> Option<&SyncKey> {
-        self.newest.as_ref().and_then(|(_, id)| self.ring.get(id))
-    }
-
-    /// What a setting may be filed under: by the newest key, and by some older ones. Somebody who sets it again after the
-    /// key was changed may leave it standing under the old one.
-    fn names<'a>(&'a self, index: &[u8]) -> impl Iterator<Item = (&'a SyncKey, [u8; 32])> {
-        let newest = self.newest();
-        let older = self.ring.iter().rev();
-        let older = older.filter(move |key| newest.is_none_or(|newest| newest.id() != key.id()));
-        newest
-            .into_iter()
-            .chain(older.take(OLD_KEYS))
-            .map(move |key| (key, key.index_mac(index)))
-    }
-}
-
 /// See the module documentation.
 #[derive(Debug)]
 pub(crate) struct Sync {
@@ -208,6 +116,10 @@ pub(crate) struct Sync {
     /// The first login of this engine has come: everything is fetched once, because a notification that a previous owner
     /// has acknowledged does not come again.
     started: bool,
+    /// There is not one key: the phone has so long to share its first ones …
+    first_keys: Option<Micros>,
+    /// … and then the service is asked all the same. What it answers says which keys to ask the phone for.
+    without_keys: bool,
     pages: BTreeSet<CommandId>,
 }
 
@@ -222,6 +134,8 @@ impl Default for Sync {
             files: Files::default(),
             history: History::default(),
             started: false,
+            first_keys: None,
+            without_keys: false,
             pages: BTreeSet::new(),
         }
     }
@@ -338,46 +252,17 @@ impl Sync {
                     return None;
                 }
                 Keys::Loading(_) => return None,
-                // The phone has not shared any yet; it does so by itself after linking.
-                Keys::Ready(ring) if ring.ring.is_empty() => return None,
+                // The phone has not shared any yet; it does so by itself after linking. If that got lost (a database that
+                // lost its last commits), it does not do it again.
+                Keys::Ready(ring) if ring.ring.is_empty() && !self.without_keys => {
+                    self.first_keys.get_or_insert(now.plus(FIRST_KEYS));
+                    return None;
+                }
                 Keys::Ready(_) => {}
             }
             let track = self.track(collection);
             track.wanted = false;
             self.round = Some(Round::new(collection, track.recovery.take()));
-        }
-    }
-
-    fn told(&mut self, cx: &mut Context, told: FromPhone) {
-        match told {
-            FromPhone::Key(SharedKey { id, data, at }) => {
-                cx.stats.sync.keys += 1;
-                if let Keys::Loading(ring) | Keys::Ready(ring) = &mut self.keys {
-                    ring.insert(id.clone(), &data, at);
-                }
-                for track in self.tracks.values_mut() {
-                    if track.waiting.remove(&id) && track.waiting.is_empty() {
-                        track.attempts = 0;
-                        track.not_before = None;
-                    }
-                }
-            }
-            FromPhone::History(id, job) => self.history.announced(cx, id, job),
-            FromPhone::Recovery(recovery) => {
-                let name = recovery.collection_name.as_deref().unwrap_or_default();
-                let Ok(collection) = name.parse() else {
-                    return cx.protocol_error("a recovery of no collection");
-                };
-                let track = self.track(collection);
-                // One that nobody asked for, or that came too late, would undo what we know.
-                if track.recovery_until.take().is_some() {
-                    track.recovery = Some(recovery);
-                    track.given_up = false;
-                    track.wanted = true;
-                    track.attempts = 0;
-                    track.not_before = None;
-                }
-            }
         }
     }
 
@@ -394,38 +279,6 @@ impl Sync {
         let id = MessageId::from(stanza.get_string("id")?);
         let asked = self.history.has_asked(&id);
         asked.then(|| SyncWork::Reuploaded(id, Some(stanza.clone())))
-    }
-
-    /// The service has acknowledged a message of ours, perhaps one to the phone.
-    pub(crate) fn acknowledged(&mut self, cx: &mut Context, id: &str, refused: bool) {
-        let keys = self.phone.acknowledged(id, refused);
-        let at = cx.now.unix.0;
-        for id in keys {
-            if let Keys::Ready(ring) | Keys::Loading(ring) = &mut self.keys {
-                ring.asked.insert(id.clone(), at);
-            }
-            // Until the phone answers, the row says when it was asked: not again within a day, by whatever owner.
-            let row = e2e::AppStateSyncKey {
-                key_id: Some(e2e::AppStateSyncKeyId {
-                    key_id: Some(id.as_bytes().to_vec()),
-                }),
-                key_data: Some(e2e::AppStateSyncKeyData {
-                    timestamp: Some(at),
-                    ..Default::default()
-                }),
-            };
-            let has = match &self.keys {
-                Keys::Ready(ring) | Keys::Loading(ring) => ring.ring.has(&id),
-                // Shared meanwhile, perhaps: the row of a key must not be overwritten.
-                Keys::Unloaded => true,
-            };
-            if !has {
-                cx.put(
-                    Key::AppStateSyncKey(id.as_bytes().clone()),
-                    codec::wrap(&row.encode_to_vec()),
-                );
-            }
-        }
     }
 
     /// The service has answered about keys of devices, perhaps the phone's.
@@ -492,73 +345,6 @@ impl Sync {
             cx.ask_scan(scan);
         }
         None
-    }
-
-    /// What is wrong with changes, whatever the state of the account.
-    fn check(cx: &Context, actions: &[Action]) -> Result<(), CommandError> {
-        if !cx.account.is_linked() {
-            return Err(CommandError::NotLinked);
-        }
-        if actions.is_empty() || actions.len() > PENDING {
-            return Err(CommandError::Invalid("1 to 1024 changes at once"));
-        }
-        for action in actions {
-            let Some((_, change)) = action.change(0) else {
-                return Err(CommandError::Invalid("a setting that we do not understand"));
-            };
-            let row = settings::row_of(action);
-            let named = row.is_none_or(|key| crate::state::rules::key(&key).is_ok());
-            let long = change.index.len() > MAX_INDEX_BYTES
-                || change.value.encoded_len() > PENDING_BYTES / 4;
-            // It has to mean the same to us when it comes back.
-            if long || !named || !means_the_same(action, &change) {
-                return Err(CommandError::Invalid("a setting with an impossible value"));
-            }
-        }
-        Ok(())
-    }
-
-    /// Puts changes into the rows of their collections.
-    fn change(&mut self, cx: &mut Context, id: CommandId, actions: &[Action]) {
-        let at = cx.now.unix.0;
-        let mut rows: BTreeMap<Collection, record::Collection> = BTreeMap::new();
-        for action in actions {
-            let Some((collection, change)) = action.change(at) else {
-                continue;
-            };
-            let row = rows.entry(collection).or_insert_with(|| {
-                cx.read(&Key::AppStateVersion(collection.name()))
-                    .unwrap_or_default()
-            });
-            // The patch on its way is what it is; whatever waits behind it can still be replaced.
-            let fixed = row
-                .in_flight
-                .as_ref()
-                .map_or(0, |flight| flight.changes() as usize)
-                .min(row.pending.len());
-            let mut waiting = row.pending.split_off(fixed);
-            waiting.retain(|other| other.index.as_ref() != Some(&change.index));
-            row.pending.append(&mut waiting);
-            row.pending.push(pending_of(&change));
-        }
-        let bytes = |row: &record::Collection| {
-            row.pending
-                .iter()
-                .map(|change| change.encoded_len())
-                .sum::<usize>()
-        };
-        if rows
-            .values()
-            .any(|row| row.pending.len() > PENDING || bytes(row) > PENDING_BYTES)
-        {
-            cx.reply(id, Err(CommandError::Busy));
-            return;
-        }
-        for (collection, row) in rows {
-            cx.put(Key::AppStateVersion(collection.name()), codec::encode(&row));
-            self.want(collection, None);
-        }
-        cx.reply(id, Ok(Reply::Done));
     }
 
     // ---- rows -------------------------------------------------------------------------------------------------
@@ -679,6 +465,7 @@ impl Sync {
             .chain(phone)
             .chain(round)
             .chain(self.history.deadline())
+            .chain(self.first_keys)
             .min()
     }
 
@@ -690,6 +477,10 @@ impl Sync {
             }
         }
         let now = cx.now.mono;
+        if self.first_keys.is_some_and(|until| until <= now) {
+            self.first_keys = None;
+            self.without_keys = true;
+        }
         let late = self
             .tracks
             .iter()
@@ -706,222 +497,6 @@ impl Sync {
         self.round_tick(cx);
         self.history.tick(cx, &mut self.files);
     }
-
-    // ---- trouble ----------------------------------------------------------------------------------------------
-
-    /// A round has failed for a reason that may pass. The collection is tried again later, a few times.
-    fn failed(&mut self, cx: &mut Context, collection: Collection, why: &str) {
-        self.end_round(cx);
-        let now = cx.now.mono;
-        let track = self.track(collection);
-        track.wanted = true;
-        track.attempts += 1;
-        if track.attempts >= ATTEMPTS {
-            return self.give_up(cx, collection, why);
-        }
-        track.not_before = Some(now.plus(Micros(PAUSE.0 << track.attempts)));
-        cx.notice(Notice::Sync(
-            collection,
-            SyncState::Later { why: why.into() },
-        ));
-    }
-
-    fn give_up(&mut self, cx: &mut Context, collection: Collection, why: &str) {
-        self.end_round(cx);
-        cx.stats.sync.given_up += 1;
-        let track = self.track(collection);
-        track.given_up = true;
-        track.wanted = true;
-        track.not_before = None;
-        cx.notice(Notice::Sync(
-            collection,
-            SyncState::GivenUp { why: why.into() },
-        ));
-        cx.emit(Event::SyncFailed {
-            collection,
-            why: why.into(),
-        });
-    }
-
-    /// A collection does not add up: what was refused is noted in its row, and nothing but a snapshot is believed from
-    /// here on. Too often in a day, and it is given up. Needs the collection's row.
-    fn diverged(&mut self, cx: &mut Context, collection: Collection, why: &str, digest: [u8; 32]) {
-        let key = Key::AppStateVersion(collection.name());
-        let mut row: record::Collection = cx.read(&key).unwrap_or_default();
-        let now = cx.now.unix.0;
-        row.evidence.push(record::Evidence {
-            at: Some(now),
-            version: row.version,
-            what: Some(why.into()),
-            digest: Some(digest.to_vec()),
-        });
-        let surplus = row.evidence.len().saturating_sub(2 * RESYNCS + 2);
-        row.evidence.drain(..surplus);
-        let recent = row
-            .evidence
-            .iter()
-            .filter(|it| now.saturating_sub(it.at()) < DAY_MS)
-            .count();
-        row.diverged = Some(true);
-        let asked = row.recovery_asked.unwrap_or(i64::MIN);
-        let ask = recent > RESYNCS && now.saturating_sub(asked) >= RECOVERY_PAUSE_MS;
-        if ask {
-            row.recovery_asked = Some(now);
-        }
-        cx.put(key, codec::encode(&row));
-        if ask {
-            return self.recover(cx, collection);
-        }
-        if recent > RESYNCS {
-            return self.give_up(cx, collection, why);
-        }
-        cx.stats.sync.resyncs += 1;
-        cx.notice(Notice::Sync(
-            collection,
-            SyncState::Diverged { why: why.into() },
-        ));
-        self.end_round(cx);
-        self.track(collection).wanted = true;
-    }
-
-    /// The service's snapshots do not add up either: the phone is asked what it has. Until it answers nothing is tried.
-    fn recover(&mut self, cx: &mut Context, collection: Collection) {
-        self.end_round(cx);
-        cx.stats.sync.recovery_requests += 1;
-        self.phone.ask_recovery(collection);
-        let until = cx.now.mono.plus(RECOVERY_PATIENCE);
-        let track = self.track(collection);
-        track.wanted = true;
-        track.given_up = true;
-        track.recovery_until = Some(until);
-        cx.notice(Notice::Sync(collection, SyncState::AskedPhone));
-    }
-
-    /// Keys are missing: the phone is asked for them, and the collection waits.
-    fn wait_for_keys(&mut self, cx: &mut Context, collection: Collection, missing: Vec<KeyId>) {
-        self.end_round(cx);
-        cx.stats.sync.missing_keys += 1;
-        let now = cx.now.unix.0;
-        let asked = match &self.keys {
-            Keys::Ready(ring) | Keys::Loading(ring) => &ring.asked,
-            Keys::Unloaded => &BTreeMap::new(),
-        };
-        let recently = |id: &KeyId| {
-            asked
-                .get(id)
-                .is_some_and(|at| now.saturating_sub(*at) < DAY_MS)
-        };
-        self.phone
-            .ask_keys(missing.iter().filter(|id| !recently(id)).cloned());
-        let track = self.track(collection);
-        track.wanted = true;
-        track.waiting = missing.into_iter().take(KEYS).collect();
-        let keys = track.waiting.len();
-        cx.notice(Notice::Sync(collection, SyncState::WaitingForKeys { keys }));
-    }
-}
-
-/// Whether an action that is announced comes back as what it was.
-fn means_the_same(action: &Action, change: &Change) -> bool {
-    let data = crate::proto::sync::SyncActionData {
-        index: Some(change.index.clone()),
-        value: Some(change.value.clone()),
-        ..Default::default()
-    };
-    let removed = change.operation == Operation::Remove;
-    let setting = rows::setting_of(
-        Collection::Regular,
-        removed,
-        change.index.clone(),
-        data.encode_to_vec(),
-        true,
-    );
-    setting.action == *action
-}
-
-fn pending_of(change: &Change) -> record::PendingChange {
-    record::PendingChange {
-        remove: (change.operation == Operation::Remove).then_some(true),
-        index: Some(change.index.clone()),
-        value: Some(change.value.encode_to_vec()),
-        version: Some(change.version),
-    }
-}
-
-fn read_key(cx: &mut Context, ring: &mut Ring, key: Key, row: &Row) {
-    let read = |record: &Record| {
-        let shared = e2e::AppStateSyncKey::decode(codec::payload(record).ok()?).ok()?;
-        let id = KeyId::new(shared.key_id?.key_id?)?;
-        let data = shared.key_data.unwrap_or_default();
-        Some((
-            id,
-            data.key_data.map(Zeroizing::new),
-            data.timestamp.unwrap_or(0),
-        ))
-    };
-    let Row::Present(record) = row else {
-        return cx.corrupt(key);
-    };
-    match read(record) {
-        Some((id, None, at)) => {
-            ring.asked.insert(id, at);
-        }
-        Some((id, Some(data), at)) => match <&[u8; 32]>::try_from(data.as_slice()) {
-            Ok(data) => ring.insert(id, data, at),
-            Err(_) => cx.corrupt(key),
-        },
-        None => cx.corrupt(key),
-    }
-}
-
-/// What the own phone shares. Called where its message is taken in: the rows join the batch of the message.
-pub(crate) fn keys_shared(cx: &mut Context, share: &e2e::AppStateSyncKeyShare) {
-    for key in &share.keys {
-        let id = key.key_id.as_ref().and_then(|id| id.key_id.clone());
-        let Some(id) = id.and_then(KeyId::new) else {
-            continue;
-        };
-        // An item without data: the phone does not have that one.
-        let Some(data) = &key.key_data else { continue };
-        let bytes = data.key_data.as_deref().unwrap_or_default();
-        let Ok(bytes) = <[u8; 32]>::try_from(bytes) else {
-            if data.key_data.is_some() {
-                cx.protocol_error("an app state key of other than 32 bytes");
-            }
-            continue;
-        };
-        cx.put(
-            Key::AppStateSyncKey(id.as_bytes().clone()),
-            codec::wrap(&key.encode_to_vec()),
-        );
-        cx.from_phone.push_back(FromPhone::Key(SharedKey {
-            id,
-            data: Zeroizing::new(bytes),
-            at: data.timestamp.unwrap_or(0),
-        }));
-    }
-}
-
-/// The own phone has announced a chunk of history. It is a row until it has been taken in.
-pub(crate) fn history_announced(
-    cx: &mut Context,
-    id: &MessageId,
-    notification: &e2e::HistorySyncNotification,
-) {
-    let order = cx.counters.next_order.unwrap_or(1);
-    cx.counters.next_order = Some(order + 1);
-    cx.save_counters();
-    let job = record::HistoryJob {
-        notification: Some(notification.encode_to_vec()),
-        order: Some(order),
-        ..Default::default()
-    };
-    let key = Key::AppStateVersion(format!("{}{id}", rows::HISTORY).into());
-    if crate::state::rules::key(&key).is_err() {
-        return cx.protocol_error("an announcement of history with an impossible id");
-    }
-    cx.put(key, codec::encode(&job));
-    cx.from_phone.push_back(FromPhone::History(id.clone(), job));
 }
 
 /// Keeps the secret of a message that was just received.
@@ -939,33 +514,6 @@ pub(crate) fn secret_shown(
     if let Some(secret) = history::secret_in(message) {
         history::keep_secret(cx, chat, sender, id, secret);
     }
-}
-
-/// The phone's answer to a question of ours. Anything but a collection in clear is for others. Returns whether it is
-/// one.
-pub(crate) fn phone_answered(cx: &mut Context, answer: &[u8]) -> bool {
-    let Ok(answer) = e2e::PeerDataOperationRequestResponseMessage::decode(answer) else {
-        return false;
-    };
-    if answer.r#type != Some(phone::RECOVERY) {
-        return false;
-    }
-    for result in answer.results {
-        let Some(told) = result.syncd_snapshot_fatal_recovery_response else {
-            continue;
-        };
-        let bytes = told.collection_snapshot.as_deref().unwrap_or_default();
-        match read_recovery(bytes, told.is_compressed.unwrap_or(false)) {
-            Some(recovery) => cx
-                .from_phone
-                .push_back(FromPhone::Recovery(Box::new(recovery))),
-            None => {
-                cx.stats.sync.malformed += 1;
-                cx.protocol_error("a recovery that does not decode");
-            }
-        }
-    }
-    true
 }
 
 /// Where the own phone listens.

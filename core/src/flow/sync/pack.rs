@@ -1,6 +1,6 @@
 //! Changes of ours, on their way into a patch.
 
-use super::{Ring, rows::mac_key};
+use super::{keys::Ring, rows::mac_key};
 use crate::{
     appstate::{BuildError, Change, Collection, Operation, State, SyncKey, build_patch_over},
     flow::Context,

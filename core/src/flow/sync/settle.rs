@@ -2,7 +2,7 @@
 //! ours it settles.
 
 use super::{
-    Keys, Ring,
+    keys::{Keys, Ring},
     round::{SHOWN, Stage, Staged, version_key},
     rows::{mac_key, timestamp},
     settings,

@@ -1,0 +1,81 @@
+//! `sim hunt`: seeds until the time is over. What fails is shrunk and kept.
+
+use super::{run_all, save};
+use clap::Args;
+use sim::world::{plan::Plan, report::Batch, shrink::shrink};
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant, SystemTime},
+};
+
+/// For one plan that fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// For how long.
+    #[arg(long, default_value_t = 5.0)]
+    minutes: f64,
+    /// The first seed; by default one that has not been used before.
+    #[arg(long)]
+    from: Option<u64>,
+    /// Where the plans of seeds that fail are kept.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    out: PathBuf,
+}
+
+pub(crate) fn run(options: &Options) -> ExitCode {
+    let began = Instant::now();
+    let time = Duration::from_secs_f64(options.minutes.max(0.0) * 60.0);
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let first = options
+        .from
+        .unwrap_or_else(|| since.map_or(0, |since| since.as_secs() << 20));
+    println!("from seed {first}");
+    let mut batch = Batch::default();
+    let mut failing = Vec::new();
+    run_all(
+        |number| (began.elapsed() < time).then(|| Plan::draw(first + number)),
+        |_, report| {
+            batch.add(&report);
+            if !report.is_good() {
+                print!("{report}");
+                failing.push(report.plan);
+            }
+        },
+    );
+    let minutes = began.elapsed().as_secs_f64() / 60.0;
+    for plan in failing {
+        let seed = plan.seed;
+        let until = Instant::now() + PATIENCE;
+        let Some(shrunk) = shrink(plan, || Instant::now() < until) else {
+            println!("seed {seed} failed once and not again: that is a fault of the simulator");
+            continue;
+        };
+        let file = options.out.join(format!("seed-{seed}.json"));
+        println!(
+            "seed {seed}, {}, after {} smaller plans:",
+            shrunk.judge, shrunk.tried
+        );
+        print!("{}", shrunk.report);
+        match save(&shrunk.report.plan, &file) {
+            Ok(()) => println!("  again with: sim replay --plan {}", file.display()),
+            Err(error) => eprintln!("{error}"),
+        }
+    }
+    for gap in batch.gaps() {
+        println!("{gap}");
+    }
+    println!("{:.0} seeds a minute", batch.runs as f64 / minutes);
+    println!(
+        "{} passed, {} failed",
+        batch.runs - batch.failed,
+        batch.failed
+    );
+    if batch.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

@@ -1,0 +1,114 @@
+//! One file a subcommand.
+
+pub(crate) mod bugs;
+pub(crate) mod cover;
+pub(crate) mod hunt;
+pub(crate) mod meta;
+pub(crate) mod plan;
+pub(crate) mod replay;
+pub(crate) mod shrink;
+
+use sim::world::{Crypto, bugs::Bug, plan::Plan, report::Report};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+};
+
+/// What worlds of tier A encrypt with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Cryptography {
+    /// What the product has.
+    Real,
+    /// Cheap stand-ins that keep its laws.
+    StandIn,
+    /// Real in one seed of ten, which the seed decides.
+    Mixed,
+}
+
+impl std::fmt::Display for Cryptography {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Real => "real",
+            Self::StandIn => "stand-in",
+            Self::Mixed => "mixed",
+        })
+    }
+}
+
+impl Cryptography {
+    /// Decides it for a plan.
+    pub(crate) fn choose(self, plan: &mut Plan) {
+        match self {
+            Self::Real => plan.choose(Crypto::Real),
+            Self::StandIn => plan.choose(Crypto::cheapest()),
+            Self::Mixed => plan.choose(Crypto::of_seed(plan.seed)),
+        }
+    }
+}
+
+/// The plan in a file, or of a seed, with a bug and a cryptography if they are named.
+pub(crate) fn plan_of(
+    seed: Option<u64>,
+    file: Option<&Path>,
+    bug: Option<Bug>,
+    crypto: Option<Cryptography>,
+) -> Result<Plan, String> {
+    let mut plan = match (seed, file) {
+        (_, Some(file)) => {
+            let words = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
+            let text = std::fs::read_to_string(file).map_err(|error| words(&error))?;
+            serde_json::from_str(&text).map_err(|error| words(&error))?
+        }
+        (Some(seed), None) => Plan::draw(seed),
+        (None, None) => return Err("name a seed, or a file with --plan".to_owned()),
+    };
+    plan.bug = bug.or(plan.bug);
+    if let Some(crypto) = crypto {
+        crypto.choose(&mut plan);
+    }
+    Ok(plan)
+}
+
+/// A plan as a file.
+pub(crate) fn save(plan: &Plan, file: &Path) -> Result<(), String> {
+    let text = serde_json::to_string_pretty(plan).map_err(|error| error.to_string())?;
+    std::fs::write(file, text + "\n").map_err(|error| format!("{}: {error}", file.display()))
+}
+
+/// Runs plans on every core, as long as `next` has one for the number that it is given; `each` sees what came of them in
+/// the order of the numbers.
+pub(crate) fn run_all(
+    next: impl Fn(u64) -> Option<Plan> + Sync,
+    mut each: impl FnMut(u64, Report),
+) {
+    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let count = AtomicU64::new(0);
+    let (reports, reported) = mpsc::channel();
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            let (reports, count, next) = (reports.clone(), &count, &next);
+            scope.spawn(move || {
+                loop {
+                    let number = count.fetch_add(1, Ordering::Relaxed);
+                    let Some(plan) = next(number) else { return };
+                    if reports.send((number, Report::of(plan))).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(reports);
+        let (mut waiting, mut done) = (BTreeMap::new(), 0);
+        for (number, report) in reported {
+            waiting.insert(number, report);
+            while let Some(report) = waiting.remove(&done) {
+                each(done, report);
+                done += 1;
+            }
+        }
+    });
+}

@@ -1,0 +1,496 @@
+//! What a seed has in store for a world, as data: drawn whole before the first step, printed, edited, saved and run again.
+//!
+//! Each concern is drawn from a stream of its own, so that another number of texts does not change the faults; and
+//! nothing in the run draws from what the plan was drawn from, so that a plan with a fault less is the same run without
+//! it (`chance`).
+
+use super::{
+    Crypto, Options, Step, World,
+    bugs::Bug,
+    cover::Point,
+    weather::{Fault, Kind},
+};
+use crate::service::{
+    self,
+    history::{Damage, History, HistoryKind},
+    settings::Change,
+};
+use baton_core::{
+    crypto::Rng,
+    flow::{Config, message_id},
+    state::Micros,
+};
+use serde::{Deserialize, Serialize};
+use std::{fmt, num::NonZeroU32};
+
+const SECOND: u64 = 1_000_000;
+
+/// A whole run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Decides everything that is not in the plan: delays within their bounds, keys.
+    pub seed: u64,
+    /// How many accounts.
+    pub accounts: usize,
+    /// Delay of the network in one direction, least and most, in microseconds.
+    pub network: (u64, u64),
+    /// Duration of a store call, least and most, in microseconds.
+    pub store: (u64, u64),
+    /// Limits of the engines that are smaller than usual.
+    #[serde(default)]
+    pub buggify: Buggify,
+    /// A mistake of old.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bug: Option<Bug>,
+    /// Another cryptography than the seed has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crypto: Option<Crypto>,
+    /// What people do.
+    pub work: Vec<Task>,
+    /// What goes wrong.
+    pub faults: Vec<Fault>,
+    /// When everything heals, in microseconds after everybody is linked.
+    pub heals: u64,
+    /// Whether everybody connects anew then. What a service has lost on the way comes again on a new connection only.
+    pub reconnect: bool,
+}
+
+/// Something that somebody does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// When, in microseconds after everybody is linked.
+    pub at: u64,
+    /// What.
+    #[serde(flatten)]
+    pub step: Step,
+}
+
+/// Limits and times of an engine that are unusual, and allowed: rare paths become common. What is absent is as usual.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Buggify {
+    /// Bytes of rows in memory: 1 keeps nothing that need not be kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_bytes: Option<NonZeroU32>,
+    /// Batches under way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batches_in_flight: Option<NonZeroU32>,
+    /// Stanzas that wait.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub work_queued: Option<NonZeroU32>,
+    /// Bytes of stanzas and effects that wait.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gate_bytes: Option<NonZeroU32>,
+    /// Events that the consumer has not acknowledged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub events_in_flight: Option<NonZeroU32>,
+    /// Sends that the service has not acknowledged, and commands that wait.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outbox: Option<NonZeroU32>,
+    /// Times are this many times shorter: queries are given up early, pings leave often.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hurry: Option<NonZeroU32>,
+    /// Pre-keys in a batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pre_keys: Option<NonZeroU32>,
+}
+
+impl Buggify {
+    /// Puts the limits into a configuration.
+    pub fn apply(&self, config: &mut Config) {
+        let limits = &mut config.limits;
+        let set = |place: &mut NonZeroU32, value: Option<NonZeroU32>| {
+            if let Some(value) = value {
+                *place = value;
+            }
+        };
+        set(&mut limits.cache_bytes, self.cache_bytes);
+        set(&mut limits.batches_in_flight, self.batches_in_flight);
+        set(&mut limits.work_queued, self.work_queued);
+        set(&mut limits.gate_bytes, self.gate_bytes);
+        set(&mut limits.events_in_flight, self.events_in_flight);
+        set(&mut limits.outbox, self.outbox);
+        if let Some(hurry) = self.hurry {
+            let timing = &mut config.timing;
+            let shorter = |micros: Micros| Micros(micros.0 / u64::from(hurry.get()));
+            timing.query = shorter(timing.query);
+            timing.keepalive = (shorter(timing.keepalive.0), shorter(timing.keepalive.1));
+            timing.silence = shorter(timing.silence);
+            timing.offline = shorter(timing.offline);
+        }
+        if let Some(batch) = self.pre_keys {
+            config.pre_keys.batch = batch.get();
+            config.pre_keys.low = config.pre_keys.low.min(batch.get());
+        }
+    }
+
+    fn draw(rng: &mut Rng) -> Self {
+        let mut one_in = |n: u64, value: u32| {
+            let value = NonZeroU32::new(value);
+            value.filter(|_| rng.below(n) == 0)
+        };
+        Self {
+            cache_bytes: one_in(5, 1),
+            batches_in_flight: one_in(5, 1),
+            work_queued: one_in(8, 1),
+            // Room for a message: a smaller gate never lets one through.
+            gate_bytes: one_in(8, 4096),
+            events_in_flight: one_in(5, 2),
+            outbox: one_in(6, 2),
+            hurry: one_in(6, 8),
+            pre_keys: one_in(6, 3),
+        }
+    }
+}
+
+fn index(rng: &mut Rng, count: usize) -> usize {
+    usize::try_from(rng.below(count as u64)).unwrap_or(0)
+}
+
+/// The stream of a concern of a seed.
+fn stream(seed: u64, label: &str) -> Rng {
+    let mut bytes = [0xc4; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    Rng::from_seed(bytes).fork(label)
+}
+
+impl Plan {
+    /// The plan of a seed.
+    #[must_use]
+    pub fn draw(seed: u64) -> Self {
+        let mut shape = stream(seed, "shape");
+        let accounts = 2 + index(&mut shape, 3);
+        let store = (100, 1 + 5_000 * (1 + shape.below(8)));
+        let network = (500, 10_000 << shape.below(5));
+        // Three of four worlds have engines as usual.
+        let buggify = match shape.below(4) {
+            0 => Buggify::draw(&mut stream(seed, "buggify")),
+            _ => Buggify::default(),
+        };
+        let mut work = texts(&mut stream(seed, "texts"), accounts);
+        work.extend(settings(&mut stream(seed, "settings"), accounts));
+        work.extend(histories(&mut stream(seed, "histories"), accounts));
+        work.sort_by_key(|task| task.at);
+        let faults = faults(seed, accounts);
+        Self {
+            seed,
+            accounts,
+            network,
+            store,
+            buggify,
+            bug: None,
+            crypto: None,
+            work,
+            faults,
+            heals: 16 * SECOND,
+            reconnect: true,
+        }
+    }
+
+    /// What its world encrypts with.
+    #[must_use]
+    pub fn crypto(&self) -> Crypto {
+        self.crypto.unwrap_or_else(|| Crypto::of_seed(self.seed))
+    }
+
+    /// Decides what its world encrypts with.
+    pub fn choose(&mut self, crypto: Crypto) {
+        self.crypto = (crypto != Crypto::of_seed(self.seed)).then_some(crypto);
+    }
+
+    /// The world that the plan is for, before anything has happened in it.
+    #[must_use]
+    pub fn options(&self) -> Options {
+        Options {
+            seed: self.seed,
+            accounts: self.accounts,
+            network: self.network,
+            store: self.store,
+            buggify: self.buggify,
+            bug: self.bug,
+            crypto: self.crypto(),
+            // It costs as much as the run, so one world in sixteen has it, for the judge of replays.
+            record: self.seed.is_multiple_of(16),
+            service: service::Options {
+                silence: Micros::from_secs(90),
+                ..Options::default().service
+            },
+            ..Options::default()
+        }
+    }
+
+    /// A world in which everybody is linked, with the plan ahead.
+    #[must_use]
+    pub fn prepare(&self) -> World {
+        let mut world = World::new(self.options());
+        self.enter(&mut world);
+        world
+    }
+
+    /// Links everybody and puts the plan into a new world.
+    pub fn enter(&self, world: &mut World) {
+        world.link_all();
+        for Task { at, step } in &self.work {
+            world.plan(*at, step.clone());
+        }
+        world.expect(&self.faults);
+        world.plan(self.heals, Step::Heal);
+        if self.reconnect {
+            for account in 0..self.accounts {
+                world.plan(self.heals + SECOND, Step::Cut { account });
+            }
+        }
+    }
+
+    /// Whether what was sent first arrives first.
+    #[must_use]
+    pub fn keeps_order(&self) -> bool {
+        !self.faults.iter().any(|fault| fault.kind.reorders())
+    }
+
+    /// Tasks of a kind.
+    fn count(&self, is: impl Fn(&Step) -> bool) -> usize {
+        self.work.iter().filter(|task| is(&task.step)).count()
+    }
+}
+
+impl fmt::Display for Plan {
+    /// The plan in words: a line about the world and the work, a line a fault.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            seed,
+            accounts,
+            network,
+            store,
+            buggify,
+            bug,
+            faults,
+            heals,
+            ..
+        } = self;
+        let texts = self.count(|step| matches!(step, Step::Send { .. }));
+        let settings = self.count(|step| matches!(step, Step::Phone { .. } | Step::Change { .. }));
+        let histories = self.count(|step| matches!(step, Step::History { .. }));
+        writeln!(
+            f,
+            "seed {seed}: {accounts} accounts, {texts} texts, {settings} changes of settings, {histories} histories; network \
+             {:.1} to {:.1} ms, store {:.1} to {:.1} ms, {}",
+            network.0 as f64 / 1e3,
+            network.1 as f64 / 1e3,
+            store.0 as f64 / 1e3,
+            store.1 as f64 / 1e3,
+            self.crypto().words(),
+        )?;
+        if *buggify != Buggify::default() {
+            let words = serde_json::to_string(buggify).unwrap_or_default();
+            writeln!(f, "  unusual limits: {words}")?;
+        }
+        if let Some(bug) = bug {
+            writeln!(f, "  with the bug {bug}: {}", bug.words())?;
+        }
+        if self.work.len() <= 12 {
+            for Task { at, step } in &self.work {
+                writeln!(f, "  at {:.3} s: {}", *at as f64 / 1e6, step.words())?;
+            }
+        }
+        for fault in faults {
+            writeln!(f, "  {fault}")?;
+        }
+        write!(f, "  at {:.3} s everything heals", *heals as f64 / 1e6)?;
+        if self.reconnect {
+            write!(f, ", and everybody connects anew")?;
+        }
+        writeln!(f)
+    }
+}
+
+/// Texts in all directions over eight seconds.
+fn texts(rng: &mut Rng, accounts: usize) -> Vec<Task> {
+    let count = 30 + rng.below(60);
+    let mut tasks = Vec::new();
+    for n in 0..count {
+        let from = index(rng, accounts);
+        let to = (from + 1 + index(rng, accounts - 1)) % accounts;
+        let at = n * 8 * SECOND / count;
+        let id = message_id("", i64::try_from(at).unwrap_or(0), &rng.bytes()).to_string();
+        let text = format!("text {n}");
+        let step = Step::Send { from, to, id, text };
+        tasks.push(Task { at, step });
+    }
+    tasks
+}
+
+/// Settings that are changed over nine seconds, on phones and through engines.
+fn settings(rng: &mut Rng, accounts: usize) -> Vec<Task> {
+    let mut tasks = Vec::new();
+    for _ in 0..rng.below(24) {
+        let account = index(rng, accounts);
+        let changes = Change::draw_some(rng);
+        let step = if rng.below(2) == 0 {
+            Step::Phone { account, changes }
+        } else {
+            Step::Change { account, changes }
+        };
+        tasks.push(Task {
+            at: rng.below(9 * SECOND),
+            step,
+        });
+    }
+    tasks
+}
+
+/// What phones hand over in the course of six seconds: most of it short, some of it twice, some of it damaged.
+fn histories(rng: &mut Rng, accounts: usize) -> Vec<Task> {
+    let mut tasks = Vec::new();
+    let span = 6 * SECOND;
+    for _ in 0..rng.below(3) {
+        let account = index(rng, accounts);
+        let history = history(rng);
+        let at = rng.below(span);
+        let step = Step::History { account, history };
+        tasks.push(Task { at, step });
+        if rng.below(3) == 0 {
+            tasks.push(Task {
+                at: at + rng.below(span),
+                step: Step::HistoryAgain { account },
+            });
+        }
+    }
+    tasks
+}
+
+/// A past, of any kind and size.
+pub(super) fn history(rng: &mut Rng) -> History {
+    let kinds = [
+        HistoryKind::Initial,
+        HistoryKind::Status,
+        HistoryKind::Full,
+        HistoryKind::Recent,
+        HistoryKind::PushNames,
+    ];
+    let damages = [Damage::NotDeflate, Damage::Cut, Damage::NotHistory];
+    let bytes = 1 << (4 + rng.below(13));
+    History {
+        kind: kinds[index(rng, kinds.len())],
+        chunks: 1 + u32::try_from(rng.below(3)).unwrap_or(0),
+        bytes,
+        inline: bytes < 4096 && rng.below(2) == 0,
+        seed: rng.next_u64(),
+        damage: (rng.below(8) == 0).then(|| damages[index(rng, damages.len())]),
+    }
+}
+
+/// Each seed has kinds of its own: most are off, so that they do not mask each other, and some come often.
+fn swarm(rng: &mut Rng) -> Vec<(Kind, u64)> {
+    let draw = |kind: &Kind| {
+        let weight = match rng.below(8) {
+            0..5 => 0,
+            5 | 6 => kind.weight(),
+            _ => 4 * kind.weight(),
+        };
+        (*kind, weight)
+    };
+    let mut kinds: Vec<_> = Kind::ALL.iter().map(draw).collect();
+    // A database that loses commits is the strongest of all: it excuses a lot, so most seeds are without.
+    if rng.below(3) > 0 {
+        kinds.retain(|(kind, _)| !matches!(kind, Kind::FailOver | Kind::Restore));
+    }
+    kinds.retain(|(_, weight)| *weight > 0);
+    kinds
+}
+
+fn faults(seed: u64, accounts: usize) -> Vec<Fault> {
+    let kinds = swarm(&mut stream(seed, "swarm"));
+    let mut rng = stream(seed, "faults");
+    let mut aims = stream(seed, "aim");
+    let total: u64 = kinds.iter().map(|(_, weight)| weight).sum();
+    // Half of the seeds aim.
+    let aiming = aims.below(2) == 0;
+    let mut faults = Vec::new();
+    // A file that fails again and again is given up, and then a past is lost: one trouble with files is enough.
+    let mut files = false;
+    for _ in 0..rng.below(11) {
+        let mut point = rng.below(total.max(1));
+        let account = index(&mut rng, accounts);
+        let at = rng.below(9 * SECOND);
+        let count = 1 + u32::try_from(rng.below(3)).unwrap_or(0);
+        let short = 200_000 + rng.below(4 * SECOND);
+        // Around the life of a lease.
+        let lease = 4 * SECOND + 800_000 + rng.below(3 * SECOND);
+        let (aim, far) = (aims.below(2) == 0, index(&mut aims, Point::AIMS.len()));
+        let found = kinds.iter().find(|(_, weight)| {
+            let here = point < *weight;
+            point = point.saturating_sub(*weight);
+            here
+        });
+        let Some((kind, _)) = found else {
+            continue;
+        };
+        if kind.family() == "files" && std::mem::replace(&mut files, true) {
+            continue;
+        }
+        let lasts = match kind {
+            Kind::Freeze | Kind::LostRenewal | Kind::LateCommit => lease,
+            Kind::WallBack | Kind::WallForward => 1000 * short,
+            Kind::FileSlow | Kind::FileGone => 0,
+            _ => short,
+        };
+        let count = match kind {
+            Kind::FileGone | Kind::Replaced => 1,
+            Kind::Stutter => 3,
+            // Often enough that the phone is asked in the end, and sometimes that the collection is given up.
+            Kind::PatchMac | Kind::SnapshotMac | Kind::GarbagePatch => 4 * count,
+            _ => count,
+        };
+        faults.push(Fault {
+            at,
+            aim: (aiming && aim).then(|| Point::AIMS[far]),
+            account,
+            kind: *kind,
+            lasts,
+            count,
+        });
+    }
+    faults.sort_by_key(|fault| fault.at);
+    faults
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_is_data() {
+        for seed in 0..200 {
+            let plan = Plan::draw(seed);
+            let text = serde_json::to_string_pretty(&plan).unwrap();
+            assert_eq!(plan, serde_json::from_str::<Plan>(&text).unwrap());
+            assert_eq!(plan, Plan::draw(seed));
+        }
+        assert_ne!(Plan::draw(1), Plan::draw(2));
+    }
+
+    /// No kind is forgotten, half of the seeds aim, and most kinds are off in a seed.
+    #[test]
+    fn seeds_swarm_and_aim() {
+        let plans: Vec<Plan> = (0..1000).map(Plan::draw).collect();
+        for kind in Kind::ALL {
+            let with = |plan: &&Plan| plan.faults.iter().any(|fault| fault.kind == *kind);
+            let count = plans.iter().filter(with).count();
+            assert!(
+                (5..600).contains(&count),
+                "{kind:?} in {count} of 1000 seeds"
+            );
+        }
+        for point in Point::AIMS {
+            let aims = |fault: &Fault| fault.aim == Some(*point);
+            assert!(
+                plans.iter().any(|plan| plan.faults.iter().any(aims)),
+                "{point:?}"
+            );
+        }
+        let aiming = |plan: &&Plan| plan.faults.iter().any(|fault| fault.aim.is_some());
+        let aiming = plans.iter().filter(aiming).count();
+        assert!((300..600).contains(&aiming), "{aiming}");
+    }
+}
