@@ -49,7 +49,8 @@ pub struct Options {
     pub statement: Duration,
     /// The server ends a wait for a lock after so long.
     pub lock: Duration,
-    /// The server ends a transaction that has nothing to do for so long: its process is frozen or gone.
+    /// The server ends a transaction that has nothing to do for so long: its process is frozen or gone, and the next owner
+    /// waits for what it has locked. So it is over before presence tells that the host is gone.
     pub idle_in_transaction: Duration,
     /// A call is over after so long, whatever the server does; its connection is closed. Bounds what the server does
     /// not, such as the wait for a synchronous standby.
@@ -85,7 +86,7 @@ impl Default for Options {
             connect: Duration::from_secs(5),
             statement: Duration::from_secs(10),
             lock: Duration::from_secs(2),
-            idle_in_transaction: Duration::from_secs(5),
+            idle_in_transaction: Duration::from_secs(2),
             deadline: Duration::from_secs(15),
             role: Some("baton_app".to_owned()),
             migrate: true,
