@@ -6,16 +6,16 @@
 //!
 //! | law | kept by |
 //! |---|---|
-//! | distinct private keys have distinct public ones | [`public_key`], a permutation of 256 bits |
-//! | `DH(a, B) = DH(b, A)`, another pair has another secret | [`agree`], a hash of both public keys in order |
-//! | a signature holds for its key and its bytes only | [`sign`] and [`verify`], a hash of key, nonce and bytes |
-//! | what was sealed opens under its key, nonce and context and no others | [`Block`] in the modes of the real ones, a [`Hash`] as the tag |
-//! | a damaged ciphertext of CBC decrypts to garbage of the same extent | [`Block`] in CBC, padding as ever |
-//! | hashes, MACs and derived keys differ where the inputs do | [`Hash`], 256 bits, kept apart by purpose |
+//! | distinct private keys have distinct public ones | `public_key`, a permutation of 256 bits |
+//! | `DH(a, B) = DH(b, A)`, another pair has another secret | `agree`, a hash of both public keys in order |
+//! | a signature holds for its key and its bytes only | `sign` and `verify`, a hash of key, nonce and bytes |
+//! | what was sealed opens under its key, nonce and context and no others | `Block` in the modes of the real ones, a `Hash` as the tag |
+//! | a damaged ciphertext of CBC decrypts to garbage of the same extent | `Block` in CBC, padding as ever |
+//! | hashes, MACs and derived keys differ where the inputs do | `Hash`, 256 bits, kept apart by purpose |
 //!
 //! Everybody who sees two public keys can compute their secret: nothing here resists anybody who wants to break it, only
 //! accidents. So it is there under the feature `stand-in-crypto` only, which the product never has (`scripts/test` and
-//! the gateway's build see to that), and even then only between [`scope`] and the end of what it returns, on that thread.
+//! the gateway's build see to that), and even then only between `scope` and the end of what it returns, on that thread.
 //!
 //! **Why a switch per thread.** Marks inside of keys would reach what has a key; hashes, which are most of the work, have
 //! none. A type parameter would run through every struct above. A switch per thread is invisible there, and safe for the
@@ -23,7 +23,7 @@
 //! inside, and whoever steps it holds the scope. Whatever keeps a key schedule or the state of a hash remembers by which
 //! of the two it was made, so that nothing changes sides half way.
 //!
-//! SHA-1, MD5, Argon2 and XChaCha20-Poly1305 stay what they are: worlds hardly use them. So does [`Rng`](super::Rng):
+//! SHA-1, MD5, Argon2 and XChaCha20-Poly1305 stay what they are: worlds hardly use them. So does `Rng`(super::Rng):
 //! a seed draws the same numbers with either cryptography, which makes their runs comparable line by line.
 
 use std::{cell::Cell, marker::PhantomData};
@@ -47,7 +47,7 @@ pub fn active() -> bool {
     ON.get()
 }
 
-/// See [`scope`]. Scopes nest; each ends on the thread on which it began.
+/// See `scope`. Scopes nest; each ends on the thread on which it began.
 #[derive(Debug)]
 pub struct Scope {
     before: bool,
@@ -60,12 +60,12 @@ impl Drop for Scope {
     }
 }
 
-/// What a [`Hash`] is for. Two purposes never give the same bytes.
+/// What a `Hash` is for. Two purposes never give the same bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// Instead of SHA-256.
     Sha256 = 1,
-    /// Instead of HMAC-SHA256; the key comes first, by [`Hash::keyed`].
+    /// Instead of HMAC-SHA256; the key comes first, by `Hash::keyed`.
     Hmac256,
     /// Instead of HMAC-SHA512.
     Hmac512,
