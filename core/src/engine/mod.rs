@@ -687,9 +687,10 @@ impl Engine {
                         self.sync.acknowledged(&mut self.cx, &id, refused);
                     }
                 }
-                Some("receipt") => {
+                // An announcement of history has two receipts, and one id. The answer to the other one says nothing.
+                Some("receipt") if stanza.get_string("type").as_deref() == Some("hist_sync") => {
                     if let Some(id) = stanza.get_string("id") {
-                        self.sync.receipt_acknowledged(&mut self.cx, &id);
+                        self.sync.history_receipt_acknowledged(&mut self.cx, &id);
                     }
                 }
                 _ => {}

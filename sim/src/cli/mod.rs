@@ -8,10 +8,11 @@ pub(crate) mod plan;
 pub(crate) mod replay;
 pub(crate) mod shrink;
 
+use clap::Args;
 use sim::world::{Crypto, bugs::Bug, plan::Plan, report::Report};
 use std::{
     collections::BTreeMap,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         atomic::{AtomicU64, Ordering},
         mpsc,
@@ -50,27 +51,39 @@ impl Cryptography {
     }
 }
 
-/// The plan in a file, or of a seed, with a bug and a cryptography if they are named.
-pub(crate) fn plan_of(
-    seed: Option<u64>,
-    file: Option<&Path>,
+/// Which plan: in a file, or of a seed; with a bug and a cryptography if they are named.
+#[derive(Args)]
+pub(crate) struct Which {
+    /// Which.
+    pub(crate) seed: Option<u64>,
+    /// Take the plan in this file instead.
+    #[arg(long, value_name = "FILE", conflicts_with = "seed")]
+    plan: Option<PathBuf>,
+    /// With this old mistake.
+    #[arg(long)]
     bug: Option<Bug>,
+    /// With this cryptography; by default the plan's.
+    #[arg(long, value_enum)]
     crypto: Option<Cryptography>,
-) -> Result<Plan, String> {
-    let mut plan = match (seed, file) {
-        (_, Some(file)) => {
-            let words = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
-            let text = std::fs::read_to_string(file).map_err(|error| words(&error))?;
-            serde_json::from_str(&text).map_err(|error| words(&error))?
+}
+
+impl Which {
+    pub(crate) fn plan(&self) -> Result<Plan, String> {
+        let mut plan = match (self.seed, &self.plan) {
+            (_, Some(file)) => {
+                let words = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
+                let text = std::fs::read_to_string(file).map_err(|error| words(&error))?;
+                serde_json::from_str(&text).map_err(|error| words(&error))?
+            }
+            (Some(seed), None) => Plan::draw(seed),
+            (None, None) => return Err("name a seed, or a file with --plan".to_owned()),
+        };
+        plan.bug = self.bug.or(plan.bug);
+        if let Some(crypto) = self.crypto {
+            crypto.choose(&mut plan);
         }
-        (Some(seed), None) => Plan::draw(seed),
-        (None, None) => return Err("name a seed, or a file with --plan".to_owned()),
-    };
-    plan.bug = bug.or(plan.bug);
-    if let Some(crypto) = crypto {
-        crypto.choose(&mut plan);
+        Ok(plan)
     }
-    Ok(plan)
 }
 
 /// A plan as a file.

@@ -1,13 +1,13 @@
 //! `sim replay`: one run of tier A, told line by line: when, who, what. The broken rule stands at the end. Or a journal of
 //! `baton serve --record`, done again: where this program does something else than the one that wrote it, it stops.
 
-use super::{Cryptography, plan_of};
+use super::Which;
 use baton_core::{
     crypto::SecretKey,
     journal::{self, Seen},
 };
 use clap::Args;
-use sim::world::{World, bugs::Bug, chaos, judge};
+use sim::world::{World, chaos, judge};
 use std::{
     io::Write as _,
     path::{Path, PathBuf},
@@ -16,17 +16,8 @@ use std::{
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Which.
-    seed: Option<u64>,
-    /// Run the plan in this file instead.
-    #[arg(long, value_name = "FILE", conflicts_with = "seed")]
-    plan: Option<PathBuf>,
-    /// With this old mistake.
-    #[arg(long)]
-    bug: Option<Bug>,
-    /// With this cryptography; by default the plan's.
-    #[arg(long, value_enum)]
-    crypto: Option<Cryptography>,
+    #[command(flatten)]
+    which: Which,
     /// Stop at this time, in seconds of the simulated world: what is unfinished then is called lost.
     #[arg(long, value_name = "T")]
     until: Option<f64>,
@@ -87,12 +78,7 @@ pub(crate) fn run(options: &Options) -> ExitCode {
             ExitCode::FAILURE
         });
     }
-    let plan = match plan_of(
-        options.seed,
-        options.plan.as_deref(),
-        options.bug,
-        options.crypto,
-    ) {
+    let plan = match options.which.plan() {
         Ok(plan) => plan,
         Err(error) => {
             eprintln!("{error}");

@@ -1,8 +1,8 @@
 //! `sim shrink`: the smallest plan that still breaks the same rule, in words and as a file.
 
-use super::{Cryptography, plan_of, save};
+use super::{Which, save};
 use clap::Args;
-use sim::world::{bugs::Bug, shrink::shrink};
+use sim::world::shrink::shrink;
 use std::{
     path::PathBuf,
     process::ExitCode,
@@ -11,17 +11,8 @@ use std::{
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Which.
-    seed: Option<u64>,
-    /// Shrink the plan in this file instead.
-    #[arg(long, value_name = "FILE", conflicts_with = "seed")]
-    plan: Option<PathBuf>,
-    /// With this old mistake.
-    #[arg(long)]
-    bug: Option<Bug>,
-    /// With this cryptography; by default the plan's.
-    #[arg(long, value_enum)]
-    crypto: Option<Cryptography>,
+    #[command(flatten)]
+    which: Which,
     /// For how long at most.
     #[arg(long, value_name = "S", default_value_t = 60)]
     seconds: u64,
@@ -31,12 +22,7 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> ExitCode {
-    let plan = match plan_of(
-        options.seed,
-        options.plan.as_deref(),
-        options.bug,
-        options.crypto,
-    ) {
+    let plan = match options.which.plan() {
         Ok(plan) => plan,
         Err(error) => {
             eprintln!("{error}");

@@ -21,8 +21,7 @@ async fn accounts_of_a_killed_host_are_taken_over_and_nothing_is_lost_or_doubled
     let (a, b) = (rig.start("a"), rig.start("b"));
     rig.all_live(&[&a, &b]).await;
     let mut sent = rig.write_to_all("before");
-    let (on_a, on_b) = (a.live(), b.live());
-    assert!(on_a.len().abs_diff(on_b.len()) <= 4, "{on_a:?} {on_b:?}");
+    let on_a = a.live();
     let dead = a.who();
     sent.extend(rig.write_to_all("while it dies"));
     let killed = a.kill();
@@ -68,30 +67,6 @@ async fn a_drained_host_gives_everything_to_others_and_stays() {
     });
     assert_eq!(rig.store.drain(a.who(), false).await, Ok(true));
     a.is(State::Active).await;
-    rig.judge_connections();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn accounts_are_spread_and_only_those_of_the_dead_move() {
-    let rig = Rig::new(memory(), ACCOUNTS).await;
-    let hosts = [rig.start("a"), rig.start("b"), rig.start("c")];
-    let [a, b, c] = &hosts;
-    rig.all_live(&[a, b, c]).await;
-    let before: Vec<BTreeSet<_>> = hosts
-        .iter()
-        .map(|host| host.live().into_iter().collect())
-        .collect();
-    for had in &before {
-        assert!((4..=10).contains(&had.len()), "{before:?}");
-    }
-    let [a, b, c] = hosts;
-    a.kill();
-    rig.all_live(&[&b, &c]).await;
-    for (host, had) in [(&b, &before[1]), (&c, &before[2])] {
-        let has: BTreeSet<_> = host.live().into_iter().collect();
-        assert!(has.is_superset(had), "{} keeps what it has", host.name);
-        assert!((7..=13).contains(&has.len()), "{} of {ACCOUNTS}", has.len());
-    }
     rig.judge_connections();
 }
 

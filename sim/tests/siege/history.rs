@@ -248,6 +248,26 @@ fn a_chunk_is_taken_in_and_then_the_phone_is_told() {
     }
 }
 
+/// An announcement has two receipts under one id: that it arrived, and later that the chunk is here. When the service
+/// confirms the first, the second is not confirmed: it is sent again on the next connection.
+#[test]
+fn a_confirmed_delivery_is_not_a_confirmed_chunk() {
+    let mut rig = Rig::online(1);
+    let phone = phone(&mut rig);
+    let notification = offer(&rig, &zlib(&history(1, 1, 20).encode_to_vec()));
+    announce(&mut rig, phone, &notification, "h1");
+    assert_eq!(told(&rig), 1);
+    let confirmed = Node::new("ack").attr("class", "receipt").attr("id", "h1");
+    rig.say(&confirmed);
+    rig.say(&confirmed.clone().attr("type", "peer_msg"));
+    rig.hang_up();
+    rig.pass(5 * SECOND);
+    assert_eq!(told(&rig), 2, "told again");
+    rig.say(&confirmed.attr("type", "hist_sync"));
+    let row = Key::AppStateVersion("history/h1".into());
+    assert_eq!(rig.row(row), Row::Absent);
+}
+
 /// As long as the store is slow, the phone hears nothing and the download does not go on.
 #[test]
 fn the_phone_is_told_when_it_is_durable() {

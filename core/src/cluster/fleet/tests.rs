@@ -28,6 +28,20 @@ fn info(name: &str) -> HostInfo {
     }
 }
 
+/// Another host: there, and without accounts.
+fn second(who: Incarnation) -> HostView {
+    HostView {
+        slot: 2,
+        who,
+        info: info("two"),
+        state: HostState::Active,
+        accounts: 0,
+        live: 0,
+        drain: false,
+        remaining: Micros::from_secs(6),
+    }
+}
+
 struct Bench {
     fleet: Fleet,
     now: Micros,
@@ -244,16 +258,7 @@ fn a_renewal_costs_the_same_for_ten_thousand_accounts() {
 #[test]
 fn accounts_are_left_to_those_who_come_first_for_a_grace() {
     let mut bench = Bench::new(0);
-    bench.others = vec![HostView {
-        slot: 2,
-        who: Incarnation(7),
-        info: info("two"),
-        state: HostState::Active,
-        accounts: 0,
-        live: 0,
-        drain: false,
-        remaining: Micros::from_secs(6),
-    }];
+    bench.others = vec![second(Incarnation(7))];
     bench.run(Micros::from_secs(5));
     bench.orphans = (1..=100).map(|n| (account(n), None)).collect();
     let from = bench.now;
@@ -302,16 +307,7 @@ fn an_account_that_was_with_three_dead_hosts_in_a_row_has_to_wait() {
 #[test]
 fn what_a_lost_claim_brought_is_found_even_by_a_host_that_claims_no_more() {
     let mut bench = Bench::new(1);
-    bench.others = vec![HostView {
-        slot: 2,
-        who: Incarnation(7),
-        info: info("two"),
-        state: HostState::Active,
-        accounts: 0,
-        live: 0,
-        drain: false,
-        remaining: Micros::from_secs(6),
-    }];
+    bench.others = vec![second(Incarnation(7))];
     bench.lossy = true;
     while bench.claims.is_empty() {
         bench.run(bench.now.plus(Micros::from_millis(10)));
@@ -361,18 +357,12 @@ fn what_is_wished_elsewhere_goes_there_and_what_is_not_to_run_stops() {
     let mut bench = Bench::new(6);
     let other = Incarnation(77);
     bench.others = vec![HostView {
-        slot: 2,
-        who: other,
         info: HostInfo {
             // It would be full: accounts come here because they are wished here.
             capacity: 1,
             ..info("two")
         },
-        state: HostState::Active,
-        accounts: 0,
-        live: 0,
-        drain: false,
-        remaining: Micros::from_secs(6),
+        ..second(other)
     }];
     bench.run(Micros::from_secs(5));
     assert_eq!(bench.fleet.accounts().count(), 6);
@@ -400,16 +390,7 @@ fn what_is_wished_elsewhere_goes_there_and_what_is_not_to_run_stops() {
 fn what_is_moved_to_even_out_and_comes_back_is_not_moved_again() {
     const ACCOUNTS: u64 = 6;
     let mut bench = Bench::new(ACCOUNTS);
-    bench.others = vec![HostView {
-        slot: 2,
-        who: Incarnation(77),
-        info: info("two"),
-        state: HostState::Active,
-        accounts: 0,
-        live: 0,
-        drain: false,
-        remaining: Micros::from_secs(6),
-    }];
+    bench.others = vec![second(Incarnation(77))];
     let mut returned = 0;
     for minute in 1..=100 {
         bench.run(Micros::from_secs(60 * minute));
@@ -431,16 +412,7 @@ fn a_host_obeys_the_wish_that_it_be_drained() {
     let mut bench = Bench::new(4);
     bench.run(Micros::from_secs(3));
     assert_eq!(bench.fleet.accounts().count(), 4);
-    bench.others = vec![HostView {
-        slot: 2,
-        who: Incarnation(77),
-        info: info("two"),
-        state: HostState::Active,
-        accounts: 0,
-        live: 0,
-        drain: false,
-        remaining: Micros::from_secs(6),
-    }];
+    bench.others = vec![second(Incarnation(77))];
     bench.drain = true;
     bench.run(Micros::from_secs(6));
     assert!(bench.draining, "it says so");

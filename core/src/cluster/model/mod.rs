@@ -8,6 +8,7 @@ use crate::{
     state::{AccountId, BusinessId},
 };
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 use world::{Fault, Planned, Setup, World, healed};
 
 fn account(device: u64) -> AccountId {
@@ -179,6 +180,29 @@ fn a_crash_is_made_good_in_half_a_second_with_presence_and_in_eight_without() {
         let took = recovery(&mut world, 30, 20_001);
         assert!(took <= bound, "{took} ms with presence: {presence}");
         assert_eq!(world.replaced, 0);
+    }
+}
+
+#[test]
+fn accounts_are_spread_and_only_those_of_the_dead_move() {
+    let crash = one(20_000, 60_000, 0, Fault::Crash);
+    let mut world = World::new(quiet(3, 20, true), vec![crash]);
+    let of = |world: &World, node| -> BTreeSet<AccountId> {
+        let fleet = world.fleet(node).into_iter();
+        fleet
+            .flat_map(|fleet| fleet.accounts().map(|(account, _)| account.clone()))
+            .collect()
+    };
+    world.run(19_999);
+    let before = [0, 1, 2].map(|node| of(&world, node));
+    for had in &before {
+        assert!((4..=10).contains(&had.len()), "{before:?}");
+    }
+    assert!(recovery(&mut world, 20, 20_001) < 1_000);
+    for node in [1, 2] {
+        let has = of(&world, node);
+        assert!(has.is_superset(&before[node]), "{node} keeps what it has");
+        assert!((7..=13).contains(&has.len()), "{has:?}");
     }
 }
 

@@ -177,7 +177,9 @@ impl Round {
             let before = last
                 .get(&*mutation.index)
                 .and_then(|n| replaced.mutations.get(*n));
-            if before.is_none_or(|before| timestamp(before) <= timestamp(mutation)) {
+            if before.is_none_or(|before| {
+                timestamp(before.data.clone()) <= timestamp(mutation.data.clone())
+            }) {
                 last.insert(&mutation.index, n);
             }
         }

@@ -286,8 +286,8 @@ impl Sync {
         self.phone.bundles_answered();
     }
 
-    /// `<ack class="receipt">`.
-    pub(crate) fn receipt_acknowledged(&mut self, cx: &mut Context, id: &str) {
+    /// `<ack class="receipt" type="hist_sync">`.
+    pub(crate) fn history_receipt_acknowledged(&mut self, cx: &mut Context, id: &str) {
         self.history.receipt_acknowledged(cx, id);
     }
 

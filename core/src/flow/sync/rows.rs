@@ -2,7 +2,7 @@
 
 use super::{Contact, HistoryKind, HistoryMessage, HistoryPart, Setting, settings};
 use crate::{
-    appstate::{Collection, LtHash, Mutation, Operation, State, action::Action},
+    appstate::{Collection, LtHash, State, action::Action},
     flow::{CommandId, Context, Event, Reply},
     jid::Jid,
     proto::{record, sync::SyncActionData},
@@ -172,28 +172,18 @@ pub(super) fn setting_of(
     data: Vec<u8>,
     own: bool,
 ) -> Setting {
-    let mutation = Mutation {
-        operation: if removed {
-            Operation::Remove
-        } else {
-            Operation::Set
-        },
-        index_mac: [0; 32],
-        value_mac: [0; 32],
-        index: index.into(),
-        data: data.into(),
-    };
+    let at = timestamp(data.as_slice());
     Setting {
         collection,
-        action: Action::of(&mutation),
-        at: timestamp(&mutation),
+        action: Action::from_parts(removed, index, data),
+        at,
         own,
     }
 }
 
-/// When a mutation was made, as the device says that made it.
-pub(super) fn timestamp(mutation: &Mutation) -> i64 {
-    SyncActionData::decode(mutation.data.clone())
+/// When a mutation was made, by its `SyncActionData`: as the device says that made it.
+pub(super) fn timestamp(data: impl prost::bytes::Buf) -> i64 {
+    SyncActionData::decode(data)
         .ok()
         .and_then(|data| data.value?.timestamp)
         .unwrap_or(0)
@@ -219,28 +209,7 @@ pub(super) fn state_of(row: &record::Collection) -> Option<State> {
 pub(crate) fn to_row(event: &Event, row: &mut record::Event) {
     match event {
         Event::Setting(setting) => {
-            let change = setting.action.change(setting.at);
-            let (removed, index, data) = match (&setting.action, change) {
-                (
-                    Action::Unknown {
-                        index,
-                        data,
-                        removed,
-                    },
-                    _,
-                ) => (*removed, index.to_vec(), data.to_vec()),
-                (_, Some((_, change))) => {
-                    let data = SyncActionData {
-                        index: Some(change.index.clone()),
-                        value: Some(change.value),
-                        padding: None,
-                        version: Some(change.version),
-                    };
-                    let removed = change.operation == Operation::Remove;
-                    (removed, change.index, data.encode_to_vec())
-                }
-                (_, None) => return,
-            };
+            let (removed, index, data) = setting.action.to_parts(setting.at);
             row.setting = Some(record::ShownSetting {
                 collection: Some(setting.collection.to_string()),
                 removed: Some(removed),

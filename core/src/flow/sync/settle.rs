@@ -62,7 +62,7 @@ impl super::Sync {
                         cx.emit(Event::Setting(Box::new(Setting {
                             collection,
                             action,
-                            at: timestamp(mutation),
+                            at: timestamp(mutation.data.clone()),
                             own,
                         })));
                     }
@@ -196,7 +196,9 @@ pub(super) fn resolve(
 
 /// As [`resolve`], when all there is to go by is what the collection has now: a value of ours is told by its MAC.
 fn resolve_by_snapshot(cx: &mut Context, row: &mut record::Collection, replaced: &Replaced) {
-    let Some(flight) = row.in_flight.take() else {
+    // One of before it was made (a log that begins anew begins with nothing) says nothing about it.
+    let before = |flight: &mut record::InFlight| flight.base() < replaced.state.version;
+    let Some(flight) = row.in_flight.take_if(before) else {
         return;
     };
     let now: BTreeMap<&[u8], &[u8]> = replaced

@@ -67,6 +67,42 @@ fn damage_leads_to_a_snapshot() {
     }
 }
 
+/// Our patch was taken and the answer lost; it comes back damaged, and then sound, as the beginning of a log. What a log
+/// begins with, nothing, does not say that the patch is not there: it is neither made again nor announced twice.
+#[test]
+fn a_patch_of_ours_comes_back_damaged_and_then_in_a_log_that_begins_anew() {
+    let (mut rig, cloud) = online(6);
+    cloud.borrow_mut().lose = 1;
+    change(&mut rig, vec![mute(1, 9_000)]);
+    assert_eq!(cloud.borrow().log(Collection::RegularHigh).ours.len(), 1);
+    let sound = cloud.borrow().log(Collection::RegularHigh).patches.clone();
+    let mut damaged = sound.clone();
+    damaged[0].patch_mac = Some(vec![0; 32]);
+    let mut answers = [damaged, sound].into_iter();
+    cloud.borrow_mut().bend = Some(Box::new(move |collection, node| {
+        if collection != Collection::RegularHigh {
+            return node;
+        }
+        let Some(patches) = answers.next() else {
+            return node;
+        };
+        let patches = patches
+            .iter()
+            .map(|patch| Node::new("patch").bytes(patch.encode_to_vec()));
+        Node::new("collection")
+            .attr("name", collection.as_str())
+            .attr("version", 1)
+            .child(Node::new("patches").children(patches.collect::<Vec<_>>()))
+    }));
+    rig.hang_up();
+    rig.pass(5 * SECOND);
+    converged(&mut rig, &cloud);
+    let stats = rig.engine.stats().sync.clone();
+    assert_eq!((stats.resyncs, stats.changes_out), (1, 1), "{stats:?}");
+    assert_eq!(cloud.borrow().log(Collection::RegularHigh).ours.len(), 1);
+    assert_eq!(settings_of(&rig.said.events), [(mute(1, 9_000), true)]);
+}
+
 /// Another device has lost its way: its patch is well signed, and what it says of the collection as a whole is wrong.
 /// The service cannot tell, and puts it into its snapshot. Somebody else's next patch is sound again, or else the phone
 /// tells what there is. Messages come and go meanwhile.
