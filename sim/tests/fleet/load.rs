@@ -90,7 +90,7 @@ async fn idle<S: Store>(
     };
     let begin = Instant::now();
     while live() < accounts {
-        let patience = Duration::from_secs(1_800);
+        let patience = Duration::from_secs(3_600);
         assert!(begin.elapsed() < patience, "{} live", live());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
