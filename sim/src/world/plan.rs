@@ -154,13 +154,13 @@ fn index(rng: &mut Rng, count: usize) -> usize {
 enum Size {
     /// Nearly all.
     Small,
-    /// One in twelve.
+    /// One in sixteen.
     Rich,
 }
 
 impl Size {
     fn draw(shape: &mut Rng) -> Self {
-        match shape.below(12) {
+        match shape.below(16) {
             0 => Self::Rich,
             _ => Self::Small,
         }
