@@ -83,7 +83,7 @@ struct Run {
     /// Engines alone, or the real drivers over a simulated network.
     #[arg(long, value_enum, default_value_t = Tier::A)]
     tier: Tier,
-    /// The cryptography of tier A.
+    /// What worlds encrypt with.
     #[arg(long, value_enum, default_value_t = Cryptography::Mixed)]
     crypto: Cryptography,
     /// The store of tier B.
@@ -147,13 +147,19 @@ struct Serve {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    // Simulated networks open a span for each host in each tick, which nobody wants to see.
+    let level = match command {
+        Command::Serve(_) => "info",
+        _ => "warn",
+    };
     let filter =
-        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
-    let serve = match Cli::parse().command {
+    let serve = match command {
         Command::Serve(serve) => serve,
         Command::Run(run) if run.tier == Tier::B => return tier_b_worlds(&run),
         Command::Run(run) => return worlds(&run),
@@ -286,7 +292,8 @@ fn tier_b_worlds(run: &Run) -> ExitCode {
                         return;
                     }
                     let seed = run.from.saturating_add(index);
-                    let plan = tier_b::Plan::draw(seed, run.backend.into());
+                    let mut plan = tier_b::Plan::draw(seed, run.backend.into());
+                    plan.setup.crypto = run.crypto.of(seed);
                     let report = tier_b::run_with(plan, |trace| {
                         if run.trace {
                             trace.listen(|line| println!("{line}"));

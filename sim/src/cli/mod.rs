@@ -43,10 +43,15 @@ impl std::fmt::Display for Cryptography {
 impl Cryptography {
     /// Decides it for a plan.
     pub(crate) fn choose(self, plan: &mut Plan) {
+        plan.choose(self.of(plan.seed));
+    }
+
+    /// Decides it for a seed.
+    pub(crate) fn of(self, seed: u64) -> Crypto {
         match self {
-            Self::Real => plan.choose(Crypto::Real),
-            Self::StandIn => plan.choose(Crypto::cheapest()),
-            Self::Mixed => plan.choose(Crypto::of_seed(plan.seed)),
+            Self::Real => Crypto::Real,
+            Self::StandIn => Crypto::cheapest(),
+            Self::Mixed => Crypto::of_seed(seed),
         }
     }
 }

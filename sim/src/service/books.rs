@@ -528,13 +528,12 @@ impl Books {
 /// Lower-case hex.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut out = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        for digit in [byte >> 4, byte & 15] {
-            out.push(char::from(DIGITS[usize::from(digit)]));
-        }
-    }
-    out
+    let digit = |value: u8| DIGITS[usize::from(value)];
+    let digits: Vec<u8> = (bytes.iter())
+        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
+        .collect();
+    // Digits are ASCII.
+    String::from_utf8(digits).unwrap_or_default()
 }
 
 /// JSON keys are text; ours are structures. So a map is written as a list of `{key, value}`.

@@ -300,9 +300,9 @@ impl Service {
         timer.into_iter().chain(silence).min()
     }
 
-    /// Whether [`Self::tick`] has anything to do by now.
-    pub(crate) fn is_due(&self, now: Micros) -> bool {
-        !self.inbox.is_empty() || self.next_wake().is_some_and(|wake| wake <= now)
+    /// Whether the scripted phones have something to read: [`Self::tick`] is due at once.
+    pub(crate) fn has_post(&self) -> bool {
+        !self.inbox.is_empty()
     }
 
     /// The next thing to do, in order, until there is nothing.

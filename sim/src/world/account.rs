@@ -281,6 +281,11 @@ impl Account {
         matches!(last, Some(Event::Linked { .. }))
     }
 
+    /// Whether a look into the mailbox is planned.
+    pub(crate) const fn is_looking(&self) -> bool {
+        self.looking
+    }
+
     /// Ends the process; returns its connection, which the operating system closes.
     pub(crate) fn kill(&mut self) -> Option<ConnId> {
         self.engine = None;
@@ -787,7 +792,7 @@ impl World {
 
     /// Does what the engine says until it has nothing more to say.
     fn drain(&mut self, account: usize) {
-        let mut wire = Vec::new();
+        let mut wire = std::mem::take(&mut self.wire);
         let mut outputs = 0;
         loop {
             wire.clear();
@@ -957,6 +962,7 @@ impl World {
                 }
             }
         }
+        self.wire = wire;
         let this = &mut self.accounts[account];
         if !this.committing && !this.sealed.is_empty() {
             this.committing = true;
@@ -1109,6 +1115,10 @@ impl World {
                 )
             });
             self.note_batch(batch);
+            // A batch that is sent again is answered again, and nothing is written: what came after it still stands.
+            let given = self.accounts[account].watched.given();
+            let again =
+                given.is_some_and(|(term, applied)| term == batch.term && batch.seq <= applied);
             self.watch_outcome(account, batch, &outcome);
             self.cover.batch(batch);
             let bad = match outcome {
@@ -1116,7 +1126,9 @@ impl World {
                     if !alive {
                         self.cover.hit(Point::CommitOfDead);
                     }
-                    self.enter(account, batch);
+                    if !again {
+                        self.enter(account, batch);
+                    }
                     continue;
                 }
                 Outcome::Fenced { by } => {

@@ -253,6 +253,8 @@ pub struct World {
     trace: trace::Trace,
     story: trace::Trace,
     ids: Rng,
+    /// Where engines write frames; kept for its memory.
+    wire: Vec<u8>,
 }
 
 impl std::fmt::Debug for World {
@@ -303,6 +305,7 @@ impl World {
             ledger: losses::Ledger::new(),
             trace: trace::Trace::new(),
             story: trace::Trace::new(),
+            wire: Vec::new(),
             options,
         };
         world.installs();
@@ -460,7 +463,8 @@ impl World {
     pub fn run(&mut self, until: u64) {
         let _scope = self.options.crypto.scope();
         let mut steps = 0_u64;
-        while let Some((at, happening)) = self.pop(until) {
+        let mut wake = self.service.next_wake();
+        while let Some((at, happening)) = self.pop(until, wake) {
             steps += 1;
             if steps > MOST_STEPS {
                 self.finds(
@@ -473,8 +477,10 @@ impl World {
             self.now = self.now.max(at);
             self.clock.store(self.now.0, Ordering::Relaxed);
             self.happen(happening);
-            if self.service.is_due(self.now) {
+            wake = self.service.next_wake();
+            if self.service.has_post() || wake.is_some_and(|wake| wake <= self.now) {
                 self.service.tick(self.service_now());
+                wake = self.service.next_wake();
             }
             self.drain_service();
         }
@@ -484,7 +490,8 @@ impl World {
         self.drain_service();
     }
 
-    fn pop(&mut self, until: u64) -> Option<(Micros, Happening)> {
+    /// What is next. `service`: when the service is due.
+    fn pop(&mut self, until: u64, service: Option<Micros>) -> Option<(Micros, Happening)> {
         // Engines and the service have timers of their own: they are due before what lies later on the heap.
         let next = self.agenda.next();
         let wakes = self
@@ -493,7 +500,6 @@ impl World {
             .enumerate()
             .filter_map(|(index, account)| Some((account.wake?, index)));
         let wake = wakes.min();
-        let service = self.service.next_wake();
         let soonest = [next, wake.map(|(at, _)| at), service]
             .into_iter()
             .flatten()
@@ -520,7 +526,8 @@ impl World {
         self.now = self.now.max(soonest);
         self.service.tick(self.service_now());
         self.drain_service();
-        self.pop(until)
+        let service = self.service.next_wake();
+        self.pop(until, service)
     }
 
     fn happen(&mut self, happening: Happening) {
@@ -793,6 +800,37 @@ impl World {
             self.hang_up(conn);
             self.give(account, life, ToEngine::Closed);
         }
+    }
+
+    /// Whether nothing is left to be done: no judge has anything to wait for. A world that has lost something may have
+    /// to wait for what nobody can see, so it is never said of one.
+    pub(crate) fn is_calm(&self) -> bool {
+        let most = self.config().limits.outbox.get();
+        let calm = |(index, account): (usize, &Account)| {
+            let Some(engine) = &account.engine else {
+                return false;
+            };
+            let appetite = engine.appetite();
+            account.online
+                && !account.committing
+                && account.sealed.is_empty()
+                && !account.is_looking()
+                && account.watched.unanswered() == 0
+                && appetite.bytes
+                && appetite.commands == most
+                && self.service.waiting(&self.companion(index)).is_empty()
+                && (account
+                    .places
+                    .unfinished(&self.service, &account.phone)
+                    .next())
+                .is_none()
+        };
+        let mut histories = self.service.books().histories().iter();
+        self.ledger.losses() == 0
+            && self.downloads.is_empty()
+            && self.accounts.iter().enumerate().all(calm)
+            && histories.all(|log| log.received)
+            && self.missing().is_empty()
     }
 
     /// Gives a command to an account's engine, if it has one.
