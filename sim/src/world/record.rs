@@ -45,6 +45,8 @@ pub(crate) struct Recorder {
     loads: BTreeMap<Call, usize>,
     /// Of what was sent to the store: the arrow that is on its way, and of what reached it, when and where.
     commits: BTreeMap<Call, usize>,
+    /// The commit that has just reached the store.
+    reached: Option<usize>,
     /// What the next message to a client is.
     next: Option<Stanza>,
     /// When the times of faults came, whether they were to wait for a moment, and the lines that say so.
@@ -124,12 +126,8 @@ impl World {
             .collect();
         timeline.good = verdict.is_good();
         timeline.verdict = format!(
-            "{} of {} texts, {} settings, {} messages of the past; {} complaints",
-            verdict.received,
-            verdict.asked,
-            verdict.settings,
-            verdict.history,
-            verdict.complaints.len()
+            "{} of {} texts, {} settings, {} messages of the past",
+            verdict.received, verdict.asked, verdict.settings, verdict.history,
         );
         timeline.findings = subject::findings(self, verdict, &timeline, &recorder.found);
         timeline.opens = opens(&timeline);
@@ -200,6 +198,7 @@ impl Recorder {
             flying: BTreeMap::new(),
             loads: BTreeMap::new(),
             commits: BTreeMap::new(),
+            reached: None,
             next: None,
             struck: BTreeMap::new(),
             healed: None,
@@ -463,7 +462,11 @@ impl Recorder {
         } = self.accounts[account];
         match output {
             Output::Commit(batch) => {
-                let words = format!("batch {}: {}", batch.seq.0, rows(batch));
+                let words = format!(
+                    "batch {}: {}",
+                    batch.seq.0,
+                    rows(std::slice::from_ref(batch))
+                );
                 let kind = BarKind::Batch { seq: batch.seq.0 };
                 let bar = self.begin_bar(process, kind, words);
                 self.accounts[account].batches.push_back((batch.seq, bar));
@@ -617,13 +620,18 @@ impl Recorder {
     pub(super) fn commits(&mut self, account: usize, life: u64, batches: &[Batch]) {
         let Some(first) = batches.first() else { return };
         let Owner { store, process, .. } = self.accounts[account];
-        let words: Vec<String> = (batches.iter())
-            .map(|batch| {
-                let (seq, epoch) = (batch.seq.0, batch.term.epoch.0);
-                format!("batch {seq} under epoch {epoch}: {}", rows(batch))
-            })
-            .collect();
-        let arrow = self.send(process, store, ArrowKind::Commit, words.join("; "));
+        let (seq, epoch) = (first.seq.0, first.term.epoch.0);
+        let words = match batches {
+            [_] => format!("batch {seq} under epoch {epoch}: {}", rows(batches)),
+            _ => {
+                let last = seq + batches.len() as u64 - 1;
+                format!(
+                    "batches {seq} to {last} under epoch {epoch}: {}",
+                    rows(batches)
+                )
+            }
+        };
+        let arrow = self.send(process, store, ArrowKind::Commit, words);
         self.timeline.arrows[arrow].id = batches.iter().find_map(message);
         let call = (account, life, first.seq.0);
         self.commits.insert(call, arrow);
@@ -631,6 +639,7 @@ impl Recorder {
 
     /// Batches reach the store, for the first time or again.
     pub(super) fn commit_reaches(&mut self, account: usize, life: u64, batches: &[Batch]) {
+        self.reached = None;
         let call = batches.first().map(|first| (account, life, first.seq.0));
         let Some((call, arrow)) = call.and_then(|call| Some((call, *self.commits.get(&call)?)))
         else {
@@ -638,7 +647,8 @@ impl Recorder {
         };
         let first = &self.timeline.arrows[arrow];
         if !first.arrived {
-            self.arrive(arrow);
+            self.arrive(arrow).end = None;
+            self.reached = Some(arrow);
             return;
         }
         // It was sent again when it had failed.
@@ -649,7 +659,8 @@ impl Recorder {
         };
         self.timeline.arrows.push(again);
         let arrow = self.timeline.arrows.len() - 1;
-        self.arrive(arrow);
+        self.arrive(arrow).end = None;
+        self.reached = Some(arrow);
         self.commits.insert(call, arrow);
     }
 
@@ -661,12 +672,20 @@ impl Recorder {
             Outcome::Committed => "is durable".to_owned(),
             other => format!("{other:?}"),
         };
-        let words = format!("batch {seq} under epoch {epoch} {said}: {}", rows(batch));
+        let words = format!(
+            "batch {seq} under epoch {epoch} {said}: {}",
+            rows(std::slice::from_ref(batch))
+        );
         let kind = MarkKind::Batch {
             seq,
             epoch,
             taken: *outcome == Outcome::Committed,
         };
+        // The store says so with its first line.
+        let line = self.line();
+        if let Some(arrow) = self.reached.take() {
+            self.timeline.arrows[arrow].end = line;
+        }
         self.put(store, kind, words, message(batch));
     }
 
@@ -788,9 +807,9 @@ fn seconds(micros: u64) -> String {
 }
 
 /// How many rows of which tables.
-fn rows(batch: &Batch) -> String {
+fn rows(batches: &[Batch]) -> String {
     let mut tables: BTreeMap<_, usize> = BTreeMap::new();
-    for key in batch.rows.keys() {
+    for key in batches.iter().flat_map(|batch| batch.rows.keys()) {
         *tables.entry(key.table()).or_default() += 1;
     }
     let words: Vec<String> = (tables.iter())
