@@ -546,7 +546,7 @@ impl World {
                 });
                 self.service.receive(conn, &bytes, self.service_now());
                 if let Some(recorder) = &mut self.recorder {
-                    recorder.reaches(conn, self.service.tap.as_mut());
+                    recorder.reaches(self.now, conn, self.service.tap.as_mut());
                 }
             }
             Happening::Fetch {

@@ -593,7 +593,8 @@ impl Recorder {
     }
 
     /// The service takes something in.
-    pub(super) fn reaches(&mut self, conn: ConnId, tap: Option<&mut Tap>) {
+    pub(super) fn reaches(&mut self, now: Micros, conn: ConnId, tap: Option<&mut Tap>) {
+        self.now = now.0;
         let heard = tap.map(Tap::heard).unwrap_or_default();
         let Some(arrow) = self.lands(conn, true, ArrowKind::Stanza) else {
             return;

@@ -83,7 +83,7 @@ fn texts(world: &World, verdict: &mut Verdict) {
                     Judge::MessageAsked,
                     message.id
                 );
-                found.push(words);
+                found.push((words, message.id.to_string()));
             }
             shown.insert(what);
         }
@@ -105,15 +105,19 @@ fn texts(world: &World, verdict: &mut Verdict) {
                 let phone = world.accounts[account].phone.as_str();
                 let times = read.get(&(phone, id.as_str())).copied().unwrap_or(0);
                 if times != 1 {
-                    found.push(format!(
+                    let words = format!(
                         "{}: phone {phone} has read {id} {times} times",
                         Judge::CopyKept
-                    ));
+                    );
+                    found.push((words, id.clone()));
                 }
             }
         }
     }
-    verdict.complaints.extend(found);
+    for (words, id) in found {
+        verdict.complaints.push(words);
+        verdict.concerns(Subject::Message { id });
+    }
 }
 
 /// Under whose name a broken rule of the service's books goes.

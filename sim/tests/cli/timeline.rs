@@ -70,6 +70,19 @@ fn arrows_are_those_of_the_trace() {
         let answers = arrows(ArrowKind::Answer, LaneKind::Process).len();
         assert!(answers >= said(" < Committed {"), "seed {seed}");
         assert!(said(" > Load(") > 50 && said(" < Received(") > 100);
+        // What a line says, it says when it happens.
+        for arrow in timeline.arrows.iter().filter(|arrow| arrow.arrived) {
+            let line = arrow.end.map_or("", |line| timeline.lines[line].as_str());
+            let at = format!(
+                "{}.{:06} ",
+                arrow.arrives / 1_000_000,
+                arrow.arrives % 1_000_000
+            );
+            assert!(
+                line.is_empty() || line.starts_with(&at),
+                "{arrow:?}: {line}"
+            );
+        }
         // Nothing arrives before it was sent.
         assert!(
             timeline
@@ -166,7 +179,7 @@ fn mark(timeline: &Timeline, event: Option<Event>) -> MarkKind {
 /// One key, two things: the two stanzas that brought them to the service.
 #[test]
 fn a_key_that_was_used_twice_shows_both_stanzas() {
-    let (timeline, finding) = found(Bug::ForgetsSessions, "key-used-once");
+    let (timeline, finding) = found(Bug::StaleSessions, "key-used-once");
     let stanza = |event: Option<Event>| match event {
         Some(Event::Arrow(index)) => timeline.arrows[index].clone(),
         other => panic!("{other:?} is no arrow"),
