@@ -556,6 +556,10 @@ impl World {
                 path,
             } => self.serve_file(account, life, id, path),
             Happening::Hangup { conn } => {
+                self.tell("service", || {
+                    let (account, which) = (cover::owner_of(conn), conn.0 & 0xffff_ffff);
+                    format!("loses account {account}, connection {which}")
+                });
                 self.mark(|recorder| recorder.hangs_up(conn));
                 self.service.disconnect(conn, self.service_now());
             }

@@ -178,7 +178,11 @@ impl Case<'_> {
                     matches!(self.timeline.marks[*claim].kind, MarkKind::Claim { epoch: newer } if newer > epoch)
                 });
                 match judge {
-                    Judge::OneWriter => newer.or_else(|| last(&is_batch, now)),
+                    // The last that was written before it.
+                    Judge::OneWriter => newer.or_else(|| {
+                        let taken = |kind: &MarkKind| matches!(kind, MarkKind::Batch { taken: true, .. });
+                        last(&taken, now)
+                    }),
                     _ => {
                         let mut before = self.marks(account).filter(|index| *index < now);
                         before.rfind(|index| {
@@ -371,5 +375,92 @@ impl Case<'_> {
             event: Some(Event::Arrow(index)),
             line: arrow.end.or(arrow.line),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::timeline::{Lane, Mark};
+
+    /// One account's store, in which these things happen, a microsecond apart.
+    fn timeline(kinds: &[MarkKind]) -> Timeline {
+        let lane = Lane {
+            account: Some(0),
+            kind: LaneKind::Store,
+            name: "store".to_owned(),
+        };
+        let marks = (0_u64..).zip(kinds).map(|(at, kind)| Mark {
+            lane: 0,
+            at,
+            kind: *kind,
+            words: format!("{kind:?}"),
+            id: None,
+            line: None,
+        });
+        Timeline {
+            lanes: vec![lane],
+            marks: marks.collect(),
+            ..Timeline::default()
+        }
+    }
+
+    fn contradicts(judge: Judge, kinds: &[MarkKind]) -> Vec<u64> {
+        let timeline = timeline(kinds);
+        let case = Case {
+            timeline: &timeline,
+            found: &[],
+            end: 1000,
+        };
+        let mut facts = case.moment(0, judge, kinds.len() - 1);
+        facts.sort();
+        facts.iter().map(|fact| fact.at).collect()
+    }
+
+    const fn batch(seq: u64, epoch: u64, taken: bool) -> MarkKind {
+        MarkKind::Batch { seq, epoch, taken }
+    }
+
+    #[test]
+    fn a_write_under_an_old_epoch_contradicts_the_newer_claim() {
+        let old = [
+            MarkKind::Claim { epoch: 2 },
+            batch(7, 2, true),
+            MarkKind::Claim { epoch: 3 },
+            batch(8, 2, true),
+            MarkKind::Found,
+        ];
+        assert_eq!(contradicts(Judge::OneWriter, &old), [2, 3]);
+    }
+
+    #[test]
+    fn a_write_out_of_turn_contradicts_the_last_one() {
+        let turn = [
+            MarkKind::Claim { epoch: 2 },
+            batch(7, 2, true),
+            batch(9, 2, false),
+            batch(10, 2, false),
+            MarkKind::Found,
+        ];
+        assert_eq!(contradicts(Judge::OneWriter, &turn), [1, 3]);
+    }
+
+    #[test]
+    fn an_event_shown_again_contradicts_the_first_time() {
+        let shown = |seq| MarkKind::Shown { seq };
+        let again = [shown(4), shown(5), shown(4), MarkKind::Found];
+        assert_eq!(contradicts(Judge::EventOnce, &again), [0, 3]);
+        assert_eq!(contradicts(Judge::EventOrder, &again), [1, 3]);
+    }
+
+    #[test]
+    fn what_leaves_without_a_right_contradicts_the_last_grant() {
+        let held = [
+            MarkKind::Grant { until: 1 },
+            MarkKind::Open,
+            MarkKind::Found,
+        ];
+        assert_eq!(contradicts(Judge::GrantHeld, &held), [0, 2]);
+        assert_eq!(contradicts(Judge::NoSpin, &held), [2]);
     }
 }
