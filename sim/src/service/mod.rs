@@ -45,6 +45,7 @@ mod queue;
 mod receipts;
 pub mod settings;
 mod syncd;
+pub(crate) mod tap;
 mod usync;
 
 pub use accounts::{BadPhoneNumber, DeviceId};
@@ -160,6 +161,8 @@ pub struct Service {
     faults: Faults,
     tamper: Option<Tamper>,
     overheard: Option<Tamper>,
+    /// Of what goes over the connections, if somebody wants to know.
+    pub(crate) tap: Option<tap::Tap>,
     /// Counts the ids of own stanzas and the timers.
     counter: u64,
     revision: u64,
@@ -231,6 +234,7 @@ impl Service {
             faults: Faults::default(),
             tamper: None,
             overheard: None,
+            tap: None,
             counter: 0,
             revision: 0,
         }

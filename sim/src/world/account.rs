@@ -170,7 +170,7 @@ pub(crate) enum Recorded {
 
 impl Recorded {
     /// In a line: rows and bytes as hashes.
-    fn words(&self) -> String {
+    pub(super) fn words(&self) -> String {
         let hash = |bytes: &[u8]| {
             let hash = baton_core::crypto::sha256(&[bytes]);
             crate::service::books::hex(&hash[..8])
@@ -467,6 +467,10 @@ impl World {
         self.tell(account, || {
             format!("begins under epoch {}", lease.term.epoch.0)
         });
+        let process = self.accounts[account].process;
+        self.mark(|recorder| {
+            recorder.begins((account, process, life), lease.term.epoch.0, grant.until);
+        });
         self.sometimes(account, Point::EngineStarts);
         self.drain(account);
         self.accounts[account].looking = false;
@@ -569,6 +573,11 @@ impl World {
         if let Ok([Claim::Granted(lease)]) = claims.as_deref() {
             self.cover.hit(Point::RivalClaims);
             self.watch_claim(account, lease);
+            let epoch = lease.term.epoch.0;
+            self.tell("world", || {
+                format!("a rival has account {account} under epoch {epoch}")
+            });
+            self.mark(|recorder| recorder.rival(account, epoch));
             let released = ready(self.store.release(rival, vec![(id, lease.term.epoch)]));
             debug_assert!(released.is_ok(), "{released:?}");
         }
@@ -782,6 +791,9 @@ impl World {
                 let at = self.now.0;
                 listener(&line(at, account, &format!("< {}", recorded.words())));
             }
+            if let Some(recorder) = &mut self.recorder {
+                recorder.given(self.now, account, this.conn, &recorded);
+            }
             if this.record {
                 this.recording.push((recorded.clone(), now));
             }
@@ -816,6 +828,7 @@ impl World {
                     this.outputs.push(said);
                 }
             }
+            self.mark(|recorder| recorder.said(account, &output));
             self.cover_output(account, &output);
             self.watch_output(account, &output, outputs);
             let this = &mut self.accounts[account];
@@ -969,6 +982,7 @@ impl World {
             let batches = std::mem::take(&mut this.sealed);
             let life = this.life;
             self.cover_commit(account, &batches);
+            self.mark(|recorder| recorder.commits(account, life, &batches));
             let mut delay = self.store_delay(account);
             if self.answers_early(&batches)
                 && let Some(last) = batches.last()
@@ -1046,6 +1060,7 @@ impl World {
         let Some(last) = batches.last() else { return };
         let (epoch, upto) = (last.term.epoch, last.seq);
         let alive = self.accounts[account].life == life;
+        self.mark(|recorder| recorder.commit_reaches(account, life, &batches));
         // What was answered before it was written is gone with the process.
         if !alive && self.answers_early(&batches) {
             return;
@@ -1114,6 +1129,7 @@ impl World {
                     batch.rows.len()
                 )
             });
+            self.mark(|recorder| recorder.wrote(account, batch, &outcome));
             self.note_batch(batch);
             // A batch that is sent again is answered again, and nothing is written: what came after it still stands.
             let given = self.accounts[account].watched.given();
@@ -1180,6 +1196,7 @@ impl World {
     /// The consumer sees an event, and acknowledges now and then.
     fn show(&mut self, account: usize, seq: EventSeq, event: Event) {
         self.note(&[b"event", &account.to_le_bytes(), &seq.0.to_le_bytes()]);
+        self.mark(|recorder| recorder.shows(account, seq, &event));
         let draw = self.chance.of(Stream::Consumer, account as u64, seq.0) % 4;
         let this = &mut self.accounts[account];
         // Before a gap the last event has to be exactly the one that the gap says is the last; a consumer that has seen

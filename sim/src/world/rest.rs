@@ -1,7 +1,7 @@
 //! Judges that look at a world which has come to rest: the store's rows, the service's books, and whether everything
 //! that was begun has come to an end.
 
-use super::{Verdict, World, account::ready, judges::Judge};
+use super::{Verdict, World, account::ready, judges::Judge, subject::Subject};
 use crate::service::books::Violation;
 use baton_core::{
     crypto::sha256,
@@ -53,6 +53,9 @@ fn service(world: &World, verdict: &mut Verdict) {
     {
         let text = format!("{}: {}", Judge::Protocol, anomaly.what);
         verdict.complaints.push(text);
+        let account = anomaly.conn.map(super::cover::owner_of);
+        let at = vec![(anomaly.at.micros, anomaly.what.clone())];
+        verdict.concerns(Subject::Moments { account, at });
     }
 }
 
@@ -80,7 +83,7 @@ fn texts(world: &World, verdict: &mut Verdict) {
                     Judge::MessageAsked,
                     message.id
                 );
-                found.push(words);
+                found.push((words, message.id.to_string()));
             }
             shown.insert(what);
         }
@@ -102,15 +105,19 @@ fn texts(world: &World, verdict: &mut Verdict) {
                 let phone = world.accounts[account].phone.as_str();
                 let times = read.get(&(phone, id.as_str())).copied().unwrap_or(0);
                 if times != 1 {
-                    found.push(format!(
+                    let words = format!(
                         "{}: phone {phone} has read {id} {times} times",
                         Judge::CopyKept
-                    ));
+                    );
+                    found.push((words, id.clone()));
                 }
             }
         }
     }
-    verdict.complaints.extend(found);
+    for (words, id) in found {
+        verdict.complaints.push(words);
+        verdict.concerns(Subject::Message { id });
+    }
 }
 
 /// Under whose name a broken rule of the service's books goes.
@@ -142,6 +149,32 @@ impl Case<'_> {
             let phone = &self.world.accounts[self.account].phone;
             let text = format!("{phone}: {judge}: {}", words());
             self.verdict.complaints.push(text);
+            let account = self.account;
+            self.verdict.concerns(Subject::Account { account });
+        }
+    }
+
+    /// As [`look`](Self::look), at a message.
+    fn look_at(&mut self, judge: Judge, id: &str, good: bool, words: impl FnOnce() -> String) {
+        self.look(judge, good, words);
+        if !good {
+            let id = id.to_owned();
+            self.verdict.concerns(Subject::Message { id });
+        }
+    }
+
+    /// As [`look`](Self::look), at what stands in two books.
+    fn look_when(
+        &mut self,
+        judge: Judge,
+        good: bool,
+        at: impl FnOnce() -> Vec<(u64, String)>,
+        words: impl FnOnce() -> String,
+    ) {
+        self.look(judge, good, words);
+        if !good {
+            let (account, at) = (Some(self.account), at());
+            self.verdict.concerns(Subject::Moments { account, at });
         }
     }
 
@@ -165,13 +198,18 @@ impl Case<'_> {
                 }
                 let durable = this.watched.outbox.get(key.id.as_str());
                 let before = durable.is_some_and(|durable| durable.0 <= first.at.micros);
-                self.look(Judge::DurableBeforeVisible, before, || {
+                let at = || {
+                    let reached = (first.at.micros, format!("{} reaches the service", key.id));
+                    let kept = durable.map(|at| (at.0, format!("{} is durable only here", key.id)));
+                    [reached].into_iter().chain(kept).collect()
+                };
+                self.look_when(Judge::DurableBeforeVisible, before, at, || {
                     format!("{} reached the service before it was durable", key.id)
                 });
                 let lost = world.ledger.losses() > 0;
                 let reported = told.contains(key.id.as_str());
                 if this.online {
-                    self.look(Judge::SentTold, reported || lost, || {
+                    self.look_at(Judge::SentTold, &key.id, reported || lost, || {
                         format!("{} was sent, and nobody was told", key.id)
                     });
                 }
@@ -188,10 +226,16 @@ impl Case<'_> {
                 let first = told.chain(acked.map(|(at, _)| at.micros)).min();
                 let Some(first) = first else { continue };
                 let senders = world.service.addresses(&key.sender);
-                let mut kept = (senders.iter())
+                let kept = (senders.iter())
                     .filter_map(|sender| this.watched.seen.get(&mark(sender, &key.id)));
-                let before = kept.any(|kept| kept.0 <= first);
-                self.look(Judge::AckAfterKeep, before, || {
+                let kept = kept.min();
+                let before = kept.is_some_and(|kept| kept.0 <= first);
+                let at = || {
+                    let told = (first, format!("{} is acknowledged", key.id));
+                    let kept = kept.map(|at| (at.0, format!("{} is kept only here", key.id)));
+                    [told].into_iter().chain(kept).collect()
+                };
+                self.look_when(Judge::AckAfterKeep, before, at, || {
                     format!("{} was acknowledged before it was kept", key.id)
                 });
             }
@@ -292,11 +336,13 @@ impl Case<'_> {
                     let row: record::Outbound = codec::decode(&row).unwrap_or_default();
                     most_order = most_order.max(row.order.unwrap_or(0));
                     let waits = matches!(row.state(), State::Queued | State::Sealed);
-                    self.look(Judge::LiveOutbox, !waits, || format!("{id} still waits"));
+                    self.look_at(Judge::LiveOutbox, id, !waits, || {
+                        format!("{id} still waits")
+                    });
                 }
-                Key::Mailbox(id) => {
-                    self.look(Judge::LiveMailbox, false, || format!("{id} still waits"))
-                }
+                Key::Mailbox(id) => self.look_at(Judge::LiveMailbox, id, false, || {
+                    format!("{id} still waits")
+                }),
                 _ => {}
             }
         }

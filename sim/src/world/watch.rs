@@ -59,6 +59,8 @@ impl World {
     pub(crate) fn finds(&mut self, account: usize, judge: Judge, words: String) {
         let words = format!("{judge}: {words}");
         self.tell("judge", || format!("account {account}: {words}"));
+        let which = self.accounts[account].complaints.len();
+        self.mark(|recorder| recorder.finds(account, which, judge, &words));
         self.accounts[account].complaints.push(words);
     }
 
