@@ -209,7 +209,10 @@ fn shrink_all(cases: &[(Bug, Case)]) -> Vec<Shrunk> {
             });
         }
     });
-    done.into_inner().unwrap_or_default().into_values().collect()
+    done.into_inner()
+        .unwrap_or_default()
+        .into_values()
+        .collect()
 }
 
 fn median<T: Copy + PartialOrd>(values: impl Iterator<Item = T>) -> Option<T> {
@@ -249,7 +252,10 @@ fn print_pair(pair: &Pair, double: &Double) {
     let Pair { bug, off, words } = pair;
     let (by, seeds) = match &double.first {
         Some((seed, judges)) => (names(judges), (seed + 1).to_string()),
-        None => ("**nobody**".to_owned(), format!("more than {}", double.tried)),
+        None => (
+            "**nobody**".to_owned(),
+            format!("more than {}", double.tried),
+        ),
     };
     let part = |count| share(count, double.tried);
     println!(
@@ -266,7 +272,10 @@ fn print_judges(finds: &[(String, BTreeSet<Judge>)]) {
     for judge in Judge::ALL {
         let of = |alone: bool| {
             let fits = |by: &BTreeSet<Judge>| by.contains(judge) && (by.len() == 1) == alone;
-            let names = finds.iter().filter(|(_, by)| fits(by)).map(|(name, _)| name);
+            let names = finds
+                .iter()
+                .filter(|(_, by)| fits(by))
+                .map(|(name, _)| name);
             let names: Vec<&str> = names.map(String::as_str).collect();
             match names.len() {
                 0 => String::new(),
@@ -276,13 +285,19 @@ fn print_judges(finds: &[(String, BTreeSet<Judge>)]) {
         };
         let (alone, others) = (of(true), of(false));
         let none = alone.is_empty() && others.is_empty();
-        let others = if none { "**nothing**".to_owned() } else { others };
+        let others = if none {
+            "**nothing**".to_owned()
+        } else {
+            others
+        };
         println!("| {judge} | {alone} | {others} |");
     }
 }
 
 fn print_shrunk(shrunk: &[Shrunk]) {
-    println!("\n| bug | judge | faults, before and after | tasks | plans | seconds |\n|---|---|---|---|---|---|");
+    println!(
+        "\n| bug | judge | faults, before and after | tasks | plans | seconds |\n|---|---|---|---|---|---|"
+    );
     for this in shrunk {
         println!(
             "| `{}` | {} | {} → {} | {} → {} | {} | {:.1} |",
@@ -326,7 +341,9 @@ pub(crate) fn run(options: &Options) -> ExitCode {
     }
     let mut good = true;
     let mut finds = Vec::new();
-    println!("| bug | what is wrong | found first by | seeds until found | seeds that find it | traces changed |");
+    println!(
+        "| bug | what is wrong | found first by | seeds until found | seeds that find it | traces changed |"
+    );
     println!("|---|---|---|---|---|---|");
     let mut cases = Vec::new();
     for bug in bugs {
@@ -340,7 +357,9 @@ pub(crate) fn run(options: &Options) -> ExitCode {
     }
     if everything {
         println!("\n{}\n", include_str!("bugs/pairs.md").trim());
-        println!("| pair | layers | first alone | second alone | both | seeds until found | found by |");
+        println!(
+            "| pair | layers | first alone | second alone | both | seeds until found | found by |"
+        );
         println!("|---|---|---|---|---|---|---|");
         for pair in Pair::ALL {
             let double = bench.pair(pair);

@@ -8,7 +8,7 @@
 //! and where it is a public thread, its address.
 //!
 //! Two at a time are a [`Pair`]: what one layer of defence makes harmless shows when that layer is off. Some entries are
-//! nothing but such a layer, switched off ([`Bug::is_layer`]): alone they harm nobody, and nobody has to find them.
+//! nothing but such a layer, switched off ([`Bug::is_layer`]): alone they do no harm, or little, and nobody has to find them.
 //!
 //! | file | subject |
 //! |---|---|
@@ -213,12 +213,12 @@ bugs! {
     AskedAgain,
     /// A connection that the engine has ended is left open.
     ConnectionLeaked,
-    /// Timers fire a little too early, again and again (rounded down to the tick).
+    /// Timers fire a little too early, again and again, or too late (a clock that is rounded to its tick).
     EarlyTimers,
     /// The clock is read once for the record and once for the engine.
     ClockReadTwice,
-    /// Two commands have the same number.
-    CommandIdsReused,
+    /// Now and then a command does not reach the engine, and nobody is told.
+    CommandsLost,
     /// The limit of batches under way is not passed on.
     BatchesUnlimited,
     /// The limit of events with the consumer is not passed on.
@@ -272,7 +272,7 @@ bugs! {
     /// A receipt of history is not sent: the phone never sends the next chunk.
     HistoryUnreceipted,
 
-    // ---- layers of defence that are off: alone they harm nobody
+    // ---- layers of defence that are off: alone they do no harm, or little
     /// That pre-keys run out is acknowledged and not heeded.
     PreKeyNoticeTaken,
     /// That few pre-keys are left at a login is not heeded.
@@ -281,8 +281,10 @@ bugs! {
     ServiceForgetsIds,
     /// The service gives a one-time pre-key out again and again.
     PreKeyGivenAgain,
-    /// The service gives a device's bundle to somebody once.
-    BundlesOnce,
+    /// The service gives no bundle to who is about to answer a retry receipt.
+    RetryBundlesRefused,
+    /// The first receipts of a device are lost: the service delivers again what was taken.
+    ReceiptsLost,
     /// The service says once who has which devices.
     DevicesOnce,
     /// Receipts of recipients are acknowledged and not heeded.
@@ -292,7 +294,7 @@ bugs! {
 }
 
 impl Bug {
-    /// Whether it is a layer of defence that is off, and no harm by itself.
+    /// Whether it is a layer of defence that is off, which by itself does no harm, or little.
     #[must_use]
     pub const fn is_layer(self) -> bool {
         matches!(
@@ -301,14 +303,16 @@ impl Bug {
                 | Self::PreKeyCountIgnored
                 | Self::ServiceForgetsIds
                 | Self::PreKeyGivenAgain
-                | Self::BundlesOnce
+                | Self::RetryBundlesRefused
+                | Self::ReceiptsLost
+                | Self::AskedAgain
                 | Self::DevicesOnce
                 | Self::ReceiptsTaken
                 | Self::KeysToldOnce
                 | Self::HistoryIgnored
                 | Self::CommitTwice
                 | Self::SeqIgnored
-                | Self::MailUnreadAtStart
+                | Self::FencedIgnored
                 | Self::ForgetsLids
                 | Self::ForgetsDeviceLists
                 | Self::RetryKeysUnused
@@ -345,7 +349,6 @@ impl std::str::FromStr for Bug {
             .ok_or_else(|| format!("there is no bug {text}"))
     }
 }
-
 
 /// What bugs have to remember.
 #[derive(Debug, Default)]
@@ -387,10 +390,7 @@ mod tests {
     fn names_are_read_as_they_are_written() {
         for bug in Bug::ALL {
             assert_eq!(bug.to_string().parse(), Ok(*bug));
-            assert_eq!(
-                serde_json::to_string(bug).unwrap(),
-                format!("\"{bug}\"")
-            );
+            assert_eq!(serde_json::to_string(bug).unwrap(), format!("\"{bug}\""));
         }
     }
 

@@ -171,9 +171,11 @@ pub(crate) fn weigh(world: &Evidence<'_>) -> Verdict {
         let follows =
             |pair: &[(&EventSeq, &Event)]| World::follows(*pair[0].0, *pair[1].0, pair[1].1);
         if !events.windows(2).all(follows) {
-            verdict
-                .complaints
-                .push(format!("{}: {} has a gap", account.phone, Judge::EventGap));
+            verdict.complaints.push(format!(
+                "{}: {}: the book has one",
+                account.phone,
+                Judge::EventGap
+            ));
         }
         verdict.complaints.extend(
             account

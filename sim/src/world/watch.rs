@@ -23,6 +23,8 @@ pub(crate) struct Watched {
     given: Option<(Term, usize, Seq)>,
     /// Of each epoch the last batch that a store has taken.
     written: BTreeMap<Epoch, Seq>,
+    /// What was taken under a number since so many losses, roughly: rows, and bytes in them.
+    taken: BTreeMap<(usize, Epoch, Seq), (usize, usize)>,
     /// What has become durable, and when first.
     pub(super) inbox: BTreeMap<EventSeq, Micros>,
     pub(super) outbox: BTreeMap<String, Micros>,
@@ -104,14 +106,19 @@ impl World {
         };
     }
 
-    /// A store has answered a batch.
-    pub(crate) fn watch_outcome(&mut self, account: usize, batch: &Batch, outcome: &Outcome) {
+    /// A store has answered a batch. Returns whether it has written it: it may have had it already.
+    pub(crate) fn watch_outcome(
+        &mut self,
+        account: usize,
+        batch: &Batch,
+        outcome: &Outcome,
+    ) -> bool {
         if let Outcome::Rejected(why) = outcome {
             let words = format!("batch {} was rejected: {why}", batch.seq.0);
             self.finds(account, Judge::OneWriter, words);
         }
         if *outcome != Outcome::Committed {
-            return;
+            return false;
         }
         self.judged.saw(Judge::OneWriter, 1);
         self.judged.saw(Judge::TenantWall, 1);
@@ -144,8 +151,14 @@ impl World {
             }
             None => wrong = Some("a batch of an account that nobody has".to_owned()),
         }
+        let bytes = (batch.rows.values().flatten()).map(|row| row.0.len()).sum();
+        let what = (batch.rows.len(), bytes);
+        let number = (losses, batch.term.epoch, batch.seq);
+        if *watched.taken.entry(number).or_insert(what) != what {
+            wrong = Some(format!("there are two batches {}", batch.seq.0));
+        }
         for (key, row) in &batch.rows {
-            if row.is_none() {
+            if row.is_none() || again {
                 continue;
             }
             match key {
@@ -164,6 +177,7 @@ impl World {
         if let Some(words) = wrong {
             self.finds(account, Judge::OneWriter, words);
         }
+        !again
     }
 
     /// A store has taken a batch, as an engine made it.
@@ -211,8 +225,7 @@ impl World {
         // One that nobody has closed, and that has not broken either.
         let mine = (account, self.accounts[account].life);
         let held = matches!(output, Output::Open(_))
-            && (self.conns.iter())
-                .any(|(conn, whose)| *whose == mine && !self.dead.contains(conn));
+            && (self.conns.iter()).any(|(conn, whose)| *whose == mine && !self.dead.contains(conn));
         // The same for all engines of a world.
         let (most_batches, most_events, margin) = self.bounds;
         let mut found: Vec<(Judge, String)> = Vec::new();

@@ -9,8 +9,8 @@ use baton_core::{
 };
 use bytes::Bytes;
 
-/// How long after it was carried out a commit comes a second time.
-const REPEATED: Micros = Micros::from_millis(700);
+/// How long after it was carried out a commit comes a second time: soon, or when somebody else may have the account.
+const REPEATED: [Micros; 2] = [Micros::from_millis(700), Micros::from_secs(9)];
 
 /// How often in a row a timer fires too early, if it does.
 const EARLY: u64 = 120;
@@ -68,7 +68,7 @@ impl World {
         if self.memory.commits.insert(which) {
             let batches = batches.to_vec();
             self.later(
-                REPEATED,
+                REPEATED[usize::from(last.seq.0.is_multiple_of(8))],
                 Happening::Store {
                     account,
                     life,
@@ -125,9 +125,10 @@ impl World {
     pub(crate) fn bugged_now(&mut self, input: &Recorded, mut now: Now) -> Now {
         if self.has(Bug::EarlyTimers) && matches!(input, Recorded::Tick) {
             self.memory.timers += 1;
-            if self.memory.timers % (8 * EARLY) < EARLY {
-                now.mono.0 = now.mono.0.saturating_sub(1);
-            }
+            now.mono.0 = match self.memory.timers % (8 * EARLY) < EARLY {
+                true => now.mono.0.saturating_sub(1),
+                false => now.mono.0 + 1000,
+            };
         }
         now
     }

@@ -59,14 +59,19 @@ impl Pair {
             "connections that repeat nothing; the store takes a number once",
         ),
         pair(
+            Bug::CommitTwice,
+            Bug::NoFence,
+            "connections that repeat nothing; the store's fence",
+        ),
+        pair(
             Bug::MarksUnread,
             Bug::ForgetsRatchets,
             "duplicate marks; the ratchet's own refusal",
         ),
         pair(
-            Bug::ServiceForgetsIds,
+            Bug::ReceiptsLost,
             Bug::MarksUnread,
-            "ids at the service; duplicate marks",
+            "receipts end the queued copy; duplicate marks",
         ),
         pair(
             Bug::SealForgotten,
@@ -75,12 +80,12 @@ impl Pair {
         ),
         pair(
             Bug::RetryWithoutKeys,
-            Bug::BundlesOnce,
+            Bug::RetryBundlesRefused,
             "keys in retry receipts; bundles from the service",
         ),
         pair(
             Bug::RetryKeysUnused,
-            Bug::BundlesOnce,
+            Bug::RetryBundlesRefused,
             "keys of retry receipts are used; bundles from the service",
         ),
         pair(
@@ -92,6 +97,11 @@ impl Pair {
             Bug::PreKeyGivenAgain,
             Bug::RetryNeverAsked,
             "the service's book of pre-keys; retry receipts",
+        ),
+        pair(
+            Bug::ForgetsSessions,
+            Bug::RetryNeverAsked,
+            "sessions are kept; retry receipts",
         ),
         pair(
             Bug::ForgetsPreKeys,
@@ -117,11 +127,6 @@ impl Pair {
             Bug::AckIgnored,
             Bug::ReceiptsTaken,
             "the service's acknowledgement; receipts of recipients prove as much",
-        ),
-        pair(
-            Bug::MailUnreadAtStart,
-            Bug::MailNotNoticed,
-            "a look into the mailbox at the start; and whenever something comes",
         ),
         pair(
             Bug::ForgetsLids,

@@ -4,12 +4,22 @@
 use super::{Bug, World};
 use crate::{service::Tamper, world::cover::owner_of};
 use baton_core::{
+    crypto::{KeyPair, PrivateKey, PublicKey, Rng},
     jid::Jid,
     proto::sync::SyncdPatch,
     wire::node::{Content, Node, Value},
 };
 use prost::Message as _;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+};
+
+/// Receipts of a device that are lost, of those that are.
+const RECEIPTS: usize = 12;
+
+/// Who wants something again from an account, and has not got it.
+type Wishes = Arc<Mutex<BTreeSet<(usize, Jid)>>>;
 
 /// What becomes of a stanza of an account.
 type Habit = Box<dyn FnMut(usize, Node) -> Option<Node> + Send>;
@@ -17,8 +27,9 @@ type Habit = Box<dyn FnMut(usize, Node) -> Option<Node> + Send>;
 impl World {
     /// Puts deaf and mute clients between the service and the engines.
     pub(in crate::world) fn installs(&mut self) {
-        let deaf: Vec<Habit> = self.bugs().filter_map(deaf).collect();
-        let mute: Vec<Habit> = self.bugs().filter_map(mute).collect();
+        let wishes = Wishes::default();
+        let deaf: Vec<Habit> = (self.bugs()).filter_map(|bug| deaf(bug, &wishes)).collect();
+        let mute: Vec<Habit> = (self.bugs()).filter_map(|bug| mute(bug, &wishes)).collect();
         if !deaf.is_empty() {
             self.service.tamper(Some(all_of(deaf)));
         }
@@ -93,8 +104,17 @@ fn is_notification(node: &Node, of: &str) -> bool {
 }
 
 /// What the service says, as a client hears it that does not listen.
-fn deaf(bug: Bug) -> Option<Habit> {
+fn deaf(bug: Bug, wishes: &Wishes) -> Option<Habit> {
+    let wishes = Arc::clone(wishes);
     Some(match bug {
+        // It hears everything, and remembers who will have to ask the service for a bundle.
+        Bug::RetryBundlesRefused => Box::new(move |account, node| {
+            let who = node.get_jid("participant").or_else(|| node.get_jid("from"));
+            if let (Some(who), true, Ok(mut wishes)) = (who, is_retry(&node), wishes.lock()) {
+                wishes.insert((account, who));
+            }
+            Some(node)
+        }),
         Bug::IgnoresRetry => only_if(|node| !is_retry(node)),
         Bug::RetryKeysUnused => Box::new(|_, node| {
             Some(match is_retry(&node) {
@@ -112,11 +132,20 @@ fn deaf(bug: Bug) -> Option<Habit> {
                 set(node, "type", "something");
             }
         }),
-        Bug::PreKeyCountIgnored => changed(|node| {
-            if node.tag() == "iq" {
-                each(node, "count", &mut |count| set(count, "value", "812"));
-            }
-        }),
+        // The first time there are none yet, and that is not overlooked.
+        Bug::PreKeyCountIgnored => {
+            let mut linked: BTreeSet<usize> = BTreeSet::new();
+            Box::new(move |account, mut node| {
+                if node.tag() == "iq" {
+                    each(&mut node, "count", &mut |count| {
+                        if !linked.insert(account) {
+                            set(count, "value", "812");
+                        }
+                    });
+                }
+                Some(node)
+            })
+        }
         Bug::ReceiptsTaken => Box::new(|_, node| {
             let heeded = node.tag() == "receipt" && !is_retry(&node);
             Some(match heeded {
@@ -171,7 +200,8 @@ fn participants(node: &mut Node, mut keeps: impl FnMut(bool) -> bool) {
 }
 
 /// What a client says, as one says it that does not know better.
-fn mute(bug: Bug) -> Option<Habit> {
+fn mute(bug: Bug, wishes: &Wishes) -> Option<Habit> {
+    let wishes = Arc::clone(wishes);
     Some(match bug {
         Bug::RetryNeverAsked => only_if(|node| !is_retry(node)),
         Bug::AcksUndecryptable => changed(|node| {
@@ -246,17 +276,14 @@ fn mute(bug: Bug) -> Option<Habit> {
         }),
         Bug::IdentityRemade => changed(|node| {
             if is_upload(node) {
-                for identity in children(node).iter_mut() {
-                    if identity.tag() == "identity" {
-                        garble(identity);
-                    }
-                }
+                remake(node);
             }
         }),
         Bug::PatchMacWrong => changed(|node| {
             if node.get_str("xmlns") == Some("w:sync:app:state") {
                 each(node, "patch", &mut |patch| {
-                    let Some(mut made) = patch.data().and_then(|data| SyncdPatch::decode(data).ok())
+                    let Some(mut made) =
+                        patch.data().and_then(|data| SyncdPatch::decode(data).ok())
                     else {
                         return;
                     };
@@ -271,16 +298,28 @@ fn mute(bug: Bug) -> Option<Habit> {
                 (!is_upload(&node) || done.insert(account)).then_some(node)
             })
         }
-        Bug::BundlesOnce => {
-            let mut given: BTreeSet<(usize, Jid)> = BTreeSet::new();
+        Bug::RetryBundlesRefused => Box::new(move |account, node| {
+            let asks = node.tag() == "iq" && node.get_str("xmlns") == Some("encrypt");
+            let users = node
+                .find("key")
+                .filter(|_| asks)
+                .map_or(&[][..], Node::nodes);
+            if let ([user], Ok(mut wishes)) = (users, wishes.lock())
+                && let Some(jid) = user.get_jid("jid")
+                && wishes.remove(&(account, jid))
+            {
+                return None;
+            }
+            Some(node)
+        }),
+        Bug::ReceiptsLost => {
+            let mut lost: BTreeMap<usize, usize> = BTreeMap::new();
             Box::new(move |account, node| {
-                let asks = node.tag() == "iq" && node.get_str("xmlns") == Some("encrypt");
-                let users = node.find("key").filter(|_| asks).map_or(&[][..], Node::nodes);
-                let mut fresh = users.is_empty();
-                for jid in users.iter().filter_map(|user| user.get_jid("jid")) {
-                    fresh |= given.insert((account, jid));
-                }
-                fresh.then_some(node)
+                let taken = node.tag() == "receipt"
+                    && kind(&node).is_none_or(|kind| kind == "inactive" || kind == "sender");
+                let count = lost.entry(account).or_default();
+                *count += usize::from(taken);
+                (!taken || *count > RECEIPTS).then_some(node)
             })
         }
         Bug::DevicesOnce => {
@@ -295,9 +334,9 @@ fn mute(bug: Bug) -> Option<Habit> {
             })
         }
         // Questions to the phone are messages, too.
-        Bug::KeysToldOnce => only_if(|node| {
-            node.tag() != "message" || node.get_str("category") != Some("peer")
-        }),
+        Bug::KeysToldOnce => {
+            only_if(|node| node.tag() != "message" || node.get_str("category") != Some("peer"))
+        }
         _ => return None,
     })
 }
@@ -307,6 +346,26 @@ fn is_upload(node: &Node) -> bool {
         && node.get_str("xmlns") == Some("encrypt")
         && node.find("list").is_some()
         && kind(node).as_deref() == Some("set")
+}
+
+/// An upload with another identity, which has signed what it has to.
+fn remake(node: &mut Node) {
+    let Ok(private) = PrivateKey::from_slice(&[7; 32]) else {
+        return;
+    };
+    let identity = KeyPair::from_private(private);
+    let signed = node.path(&["skey", "value"]).and_then(Node::data);
+    let Some(signed) = signed.and_then(|bytes| PublicKey::from_slice(bytes).ok()) else {
+        return;
+    };
+    let mut rng = Rng::from_seed([7; 32]);
+    let signature = identity.private.sign(&[&signed.serialize()], &mut rng);
+    each(node, "signature", &mut |node| {
+        node.content = Content::Bytes(signature.as_bytes().to_vec().into());
+    });
+    each(node, "identity", &mut |node| {
+        node.content = Content::Bytes(identity.public.as_bytes().to_vec().into());
+    });
 }
 
 /// Another last byte.
