@@ -106,6 +106,9 @@ pub(crate) struct Which {
     /// With this old mistake.
     #[arg(long)]
     bug: Option<Bug>,
+    /// And with this layer of defence off: the other half of a pair.
+    #[arg(long, value_name = "BUG", requires = "bug")]
+    off: Option<Bug>,
     /// With this cryptography; by default the plan's.
     #[arg(long, value_enum)]
     crypto: Option<Cryptography>,
@@ -123,6 +126,7 @@ impl Which {
             (None, None) => return Err("name a seed, or a file with --plan".to_owned()),
         };
         plan.bug = self.bug.or(plan.bug);
+        plan.second_bug = self.off.or(plan.second_bug);
         if let Some(crypto) = self.crypto {
             crypto.choose(&mut plan);
         }

@@ -46,9 +46,21 @@ pub struct MessageLog {
     pub repeated: u32,
     /// How often the service refused it (a fault, or a stanza it could not route).
     pub refused: u32,
+    /// How often it came with other ciphertexts than the first time, resends to single devices left aside.
+    pub changed: u32,
+    /// A hash of the first ones.
+    #[serde(skip)]
+    first: Option<[u8; 32]>,
     /// What became of it, per device it was meant for.
     #[serde(serialize_with = "as_list")]
     pub recipients: BTreeMap<DeviceId, RecipientLog>,
+}
+
+impl MessageLog {
+    /// Whether it comes with the same ciphertexts as ever.
+    pub(super) fn says(&mut self, hash: [u8; 32]) -> bool {
+        *self.first.get_or_insert(hash) == hash
+    }
 }
 
 /// One acceptance.

@@ -366,6 +366,11 @@ impl Service {
         self.overheard = tamper;
     }
 
+    /// Forgets which message ids devices have used: what comes again is delivered again.
+    pub(crate) fn forget_ids(&mut self) {
+        self.recent.clear();
+    }
+
     /// Withdraws every fault that has not struck yet.
     pub fn heal(&mut self) {
         self.faults.clear();

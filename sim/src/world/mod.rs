@@ -86,6 +86,8 @@ pub struct Options {
     pub buggify: plan::Buggify,
     /// A mistake of old.
     pub bug: Option<bugs::Bug>,
+    /// And a layer of defence that is off.
+    pub second_bug: Option<bugs::Bug>,
     /// Real, or cheap stand-ins.
     pub crypto: Crypto,
     /// Keep what engines are given and say, for [`Account::replay`] and [`Account::said`]. Costs time and memory.
@@ -108,6 +110,7 @@ impl Default for Options {
             configure: |_| {},
             buggify: plan::Buggify::default(),
             bug: None,
+            second_bug: None,
             crypto: Crypto::Real,
             record: false,
         }
@@ -142,6 +145,11 @@ pub(crate) enum Happening {
     },
     /// A new engine for an account.
     Start { account: usize },
+    /// A request is left in the mailbox once more.
+    Request {
+        account: usize,
+        request: SendRequest,
+    },
     /// A look into the mailbox.
     Mailbox { account: usize, life: u64 },
     /// The renewal of a lease.
@@ -576,6 +584,7 @@ impl World {
                 batches,
             } => self.commit(account, life, batches),
             Happening::Start { account } => self.start(account),
+            Happening::Request { account, request } => self.enqueue(account, request),
             Happening::Mailbox { account, life } => self.look_for_mail(account, life),
             Happening::Renew { account, life } => self.renew(account, life),
             Happening::Watch => self.watch(),
@@ -748,6 +757,9 @@ impl World {
     fn heal(&mut self) {
         self.service.heal();
         self.fair_weather();
+        if self.has(bugs::Bug::KeysToldOnce) {
+            return;
+        }
         for account in 0..self.accounts.len() {
             let device = self.companion(account);
             self.service.share_keys(&device, None, self.service_now());
