@@ -1,4 +1,4 @@
-//! Many seeds on every core, reported in the order of the seeds, with a line on the terminal that says how far it is.
+//! Many seeds on every core, reported in the order of the seeds, with a bar on the terminal that says how far it is.
 
 use std::{
     collections::BTreeMap,
@@ -14,13 +14,25 @@ use std::{
 /// Workers may be this many seeds ahead of the slowest: what is waiting to be reported has to fit into memory.
 const AHEAD: usize = 4096;
 
-/// Between two changes of the line.
+/// Between two changes of the bar.
 const PAUSE: Duration = Duration::from_millis(250);
+
+/// Characters of the bar.
+const WIDTH: usize = 24;
 
 /// How many seeds run at once.
 #[must_use]
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// How long a batch is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    /// So many seeds.
+    Seeds(u64),
+    /// Seeds that begin within this time.
+    Time(Duration),
 }
 
 /// What there is to say of a seed.
@@ -32,25 +44,55 @@ pub struct Said {
     pub text: String,
 }
 
-/// Runs `seeds` seeds, the first of which is `from`; `report` is asked in their order. A seed whose world panicked has
-/// nothing to report. Returns how many were good, and how long it took.
+/// What came of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// Seeds that ran.
+    pub seeds: u64,
+    /// Of those, in which all was well.
+    pub passed: u64,
+    /// How long it took.
+    pub spent: Duration,
+}
+
+impl Done {
+    /// Seeds in which something was wrong.
+    #[must_use]
+    pub const fn failed(&self) -> u64 {
+        self.seeds - self.passed
+    }
+
+    /// Seeds a minute.
+    #[must_use]
+    pub fn a_minute(&self) -> f64 {
+        a_minute(self.seeds, self.spent)
+    }
+}
+
+/// Runs seeds on so many threads, the first of which is `from`; `report` is asked in their order. A seed whose world
+/// panicked has nothing to report.
 pub fn batch<R: Send>(
     from: u64,
-    seeds: u64,
+    length: Length,
+    threads: usize,
     run: impl Fn(u64) -> R + Sync,
     mut report: impl FnMut(u64, Option<R>) -> Said,
-) -> (u64, Duration) {
+) -> Done {
     let began = Instant::now();
     let next = AtomicU64::new(0);
-    let mut progress = Progress::new(seeds, began);
+    let goes_on = |index| match length {
+        Length::Seeds(seeds) => index < seeds,
+        Length::Time(time) => began.elapsed() < time,
+    };
+    let mut progress = Progress::new(length, began);
     std::thread::scope(|scope| {
         let (send, reports) = mpsc::sync_channel(AHEAD);
-        for _ in 0..cores() {
-            let (send, next, run) = (send.clone(), &next, &run);
+        for _ in 0..threads {
+            let (send, next, run, goes_on) = (send.clone(), &next, &run, &goes_on);
             scope.spawn(move || {
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
-                    if index >= seeds {
+                    if !goes_on(index) {
                         return;
                     }
                     let seed = from.saturating_add(index);
@@ -64,29 +106,36 @@ pub fn batch<R: Send>(
         }
         drop(send);
         let mut waiting = BTreeMap::new();
-        let mut done = 0;
         for (index, result) in reports {
             waiting.insert(index, result);
-            while let Some(result) = waiting.remove(&done) {
-                let said = report(from.saturating_add(done), result);
-                done += 1;
-                progress.step(done, &said);
+            while let Some(result) = waiting.remove(&progress.done) {
+                let said = report(from.saturating_add(progress.done), result);
+                progress.step(&said);
             }
+        }
+        // When the time is over, a thread may have let a seed go that another one has not.
+        for (index, result) in waiting {
+            progress.step(&report(from.saturating_add(index), result));
         }
         progress.clear();
     });
-    (progress.good, began.elapsed())
+    Done {
+        seeds: progress.done,
+        passed: progress.good,
+        spent: began.elapsed(),
+    }
 }
 
 /// So many in a time, as a rate a minute.
 #[must_use]
 pub fn a_minute(seeds: u64, spent: Duration) -> f64 {
-    seeds as f64 / spent.as_secs_f64() * 60.0
+    seeds as f64 / spent.as_secs_f64().max(1e-9) * 60.0
 }
 
-/// A line on standard error, if that is a terminal.
+/// A bar on standard error, if that is a terminal.
 struct Progress {
-    seeds: u64,
+    length: Length,
+    done: u64,
     good: u64,
     began: Instant,
     terminal: bool,
@@ -94,9 +143,10 @@ struct Progress {
 }
 
 impl Progress {
-    fn new(seeds: u64, began: Instant) -> Self {
+    fn new(length: Length, began: Instant) -> Self {
         Self {
-            seeds,
+            length,
+            done: 0,
             good: 0,
             began,
             terminal: std::io::stderr().is_terminal(),
@@ -104,20 +154,41 @@ impl Progress {
         }
     }
 
-    fn step(&mut self, done: u64, said: &Said) {
+    fn step(&mut self, said: &Said) {
+        self.done += 1;
         self.good += u64::from(said.good);
         if !said.text.is_empty() {
             self.clear();
+            // Whoever reads may have seen enough.
             let _ = writeln!(std::io::stdout(), "{}", said.text);
         }
         if !self.terminal || self.shown.is_some_and(|shown| shown.elapsed() < PAUSE) {
             return;
         }
         self.shown = Some(Instant::now());
-        let (seeds, failed) = (self.seeds, done - self.good);
-        let rate = a_minute(done, self.began.elapsed());
-        let line = format!("{done} of {seeds} seeds, {failed} failed, {rate:.0} a minute");
+        let line = self.line(self.began.elapsed());
         let _ = write!(std::io::stderr(), "\r{line}\x1b[K");
+    }
+
+    /// The bar, and what it means.
+    fn line(&self, spent: Duration) -> String {
+        let (done, failed) = (self.done, self.done - self.good);
+        let rate = a_minute(done, spent);
+        let (share, of) = match self.length {
+            Length::Seeds(seeds) => {
+                let left = (seeds.saturating_sub(done)) as f64 / rate.max(1e-9) * 60.0;
+                let of = format!("{done} of {seeds} seeds, {left:.0} s left");
+                (done as f64 / seeds.max(1) as f64, of)
+            }
+            Length::Time(time) => {
+                let left = time.saturating_sub(spent).as_secs();
+                let share = spent.as_secs_f64() / time.as_secs_f64().max(1e-9);
+                (share, format!("{done} seeds, {left} s left"))
+            }
+        };
+        let full = ((share * WIDTH as f64) as usize).min(WIDTH);
+        let bar = "#".repeat(full) + &".".repeat(WIDTH - full);
+        format!("[{bar}] {of}, {failed} failed, {rate:.0} a minute")
     }
 
     fn clear(&mut self) {
@@ -138,15 +209,49 @@ mod tests {
             assert!(seed != 13, "on purpose");
             seed * 2
         };
-        let (good, _) = batch(10, 50, run, |seed, result| {
+        let done = batch(10, Length::Seeds(50), 3, run, |seed, result| {
             seen.push((seed, result));
             Said {
                 good: result.is_some_and(|result| result % 4 == 0),
                 text: String::new(),
             }
         });
-        assert_eq!(good, 25);
+        assert_eq!((done.seeds, done.passed, done.failed()), (50, 25, 25));
         let expected = (10..60).map(|seed| (seed, (seed != 13).then_some(seed * 2)));
         assert_eq!(seen, expected.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_batch_ends_when_its_time_is_over() {
+        let mut seen = Vec::new();
+        let time = Length::Time(Duration::from_millis(20));
+        let run = |seed: u64| {
+            std::thread::sleep(Duration::from_millis(1));
+            seed
+        };
+        let done = batch(7, time, 2, run, |seed, _| {
+            seen.push(seed);
+            Said::default()
+        });
+        assert_eq!((done.seeds, done.passed), (seen.len() as u64, 0));
+        assert!(!seen.is_empty() && seen.is_sorted());
+    }
+
+    #[test]
+    fn a_bar_says_how_far_it_is() {
+        let mut progress = Progress::new(Length::Seeds(200), Instant::now());
+        (progress.done, progress.good) = (50, 48);
+        let line = progress.line(Duration::from_secs(60));
+        let full = "[######..................] ";
+        assert_eq!(
+            line,
+            format!("{full}50 of 200 seeds, 180 s left, 2 failed, 50 a minute")
+        );
+        progress.length = Length::Time(Duration::from_secs(240));
+        let line = progress.line(Duration::from_secs(60));
+        assert_eq!(
+            line,
+            format!("{full}50 seeds, 180 s left, 2 failed, 50 a minute")
+        );
     }
 }

@@ -8,4 +8,5 @@ pub mod serve;
 pub mod service;
 #[cfg(feature = "tier-b")]
 pub mod tier_b;
+pub mod timeline;
 pub mod world;

@@ -3,14 +3,8 @@
 mod cli;
 
 use clap::{Args, Parser, Subcommand};
-use cli::Cryptography;
 use serde_json::json;
-use sim::{
-    batch::{Said, a_minute, batch, cores},
-    serve::{ServeOptions, SimServer},
-    tier_b,
-    world::{Crypto, chaos, plan::Plan},
-};
+use sim::serve::{ServeOptions, SimServer};
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -32,9 +26,9 @@ enum Command {
     Serve(Serve),
     /// Run worlds full of trouble, one a seed: owners killed, connections cut, slow stores, a misbehaving service. The
     /// last line is `N passed, M failed`.
-    Run(Run),
+    Run(cli::run::Options),
     /// Run one seed of tier B on several stores, side by side, and stop at the first line of the trace that differs.
-    Diff(Diff),
+    Diff(cli::diff::Options),
     /// Print what a seed of tier A has in store.
     Plan(cli::plan::Options),
     /// Run one plan of tier A, and tell it line by line.
@@ -43,78 +37,12 @@ enum Command {
     Shrink(cli::shrink::Options),
     /// Run seeds of tier A until the time is over, and shrink what fails.
     Hunt(cli::hunt::Options),
-    /// Run a seed of tier A in two processes, and compare them line by line.
+    /// Run a seed in two processes at the same time, and compare them line by line.
     Meta(cli::meta::Options),
     /// Count what seeds of tier A reach: a batch fails that misses anything.
     Cover(cli::cover::Options),
     /// Put old mistakes back, and see who finds them.
     Bugs(cli::bugs::Options),
-}
-
-/// The two tiers of simulation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Tier {
-    /// Engines on an event heap: fast.
-    A,
-    /// The real drivers and stores over a simulated network.
-    B,
-}
-
-/// What the database of tier B keeps its rows in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Backend {
-    Memory,
-    Sqlite,
-    Postgres,
-}
-
-impl From<Backend> for tier_b::Kind {
-    fn from(backend: Backend) -> Self {
-        match backend {
-            Backend::Memory => Self::Memory,
-            Backend::Sqlite => Self::Sqlite,
-            Backend::Postgres => Self::Postgres,
-        }
-    }
-}
-
-#[derive(Args)]
-struct Run {
-    /// Engines alone, or the real drivers over a simulated network.
-    #[arg(long, value_enum, default_value_t = Tier::A)]
-    tier: Tier,
-    /// What worlds encrypt with.
-    #[arg(long, value_enum, default_value_t = Cryptography::Mixed)]
-    crypto: Cryptography,
-    /// The store of tier B.
-    #[arg(long, value_enum, default_value_t = Backend::Memory)]
-    backend: Backend,
-    /// Print every line of the trace (tier B).
-    #[arg(long)]
-    trace: bool,
-    /// How many seeds.
-    #[arg(long, default_value_t = 100)]
-    seeds: u64,
-    /// The first one.
-    #[arg(long, default_value_t = 0)]
-    from: u64,
-    /// Say what each seed had in store.
-    #[arg(long)]
-    verbose: bool,
-}
-
-#[derive(Args)]
-struct Diff {
-    /// Which.
-    seed: u64,
-    /// The stores.
-    #[arg(
-        long,
-        value_enum,
-        value_delimiter = ',',
-        default_value = "memory,sqlite,postgres"
-    )]
-    stores: Vec<Backend>,
 }
 
 #[derive(Args)]
@@ -161,9 +89,8 @@ async fn main() -> ExitCode {
         .init();
     let serve = match command {
         Command::Serve(serve) => serve,
-        Command::Run(run) if run.tier == Tier::B => return tier_b_worlds(&run),
-        Command::Run(run) => return worlds(&run),
-        Command::Diff(diff) => return tier_b_diff(&diff),
+        Command::Run(options) => return cli::run::run(&options),
+        Command::Diff(options) => return cli::diff::run(&options),
         Command::Plan(options) => return cli::plan::run(&options),
         Command::Replay(options) => return cli::replay::run(&options),
         Command::Shrink(options) => return cli::shrink::run(&options),
@@ -213,152 +140,6 @@ async fn serve_clients(serve: Serve) -> Result<(), Box<dyn std::error::Error>> {
     tracing::info!("stopping");
     server.shutdown().await?;
     Ok(())
-}
-
-/// Runs the seeds of tier A on every core.
-fn worlds(run: &Run) -> ExitCode {
-    let (mut texts, mut settings, mut history, mut real) = (0, 0, 0, 0_u64);
-    let plan = |seed| {
-        let mut plan = Plan::draw(seed);
-        run.crypto.choose(&mut plan);
-        plan
-    };
-    let world = |seed| {
-        let plan = plan(seed);
-        let (_, verdict) = chaos::run(&plan);
-        (plan, verdict)
-    };
-    let (good, spent) = batch(run.from, run.seeds, world, |seed, result| {
-        let Some((plan, verdict)) = result else {
-            // The panic has said what it had to say.
-            return Said {
-                good: false,
-                text: format!("seed {seed}: panicked"),
-            };
-        };
-        real += u64::from(plan.crypto() == Crypto::Real);
-        texts += verdict.received;
-        settings += verdict.settings;
-        history += verdict.history;
-        let good = verdict.is_good();
-        let mut text = String::new();
-        if run.verbose || !good {
-            text = plan.to_string();
-        }
-        if !good {
-            text += &format!(
-                "seed {seed}: {verdict:#?}\n  again with: sim run --from {seed} --seeds 1 --crypto {} --verbose",
-                run.crypto
-            );
-        }
-        text.truncate(text.trim_end().len());
-        Said { good, text }
-    });
-    println!(
-        "{texts} texts, {settings} settings, {history} messages of the past; {:.0} seeds a minute on {} cores, {real} of \
-         them with real cryptography",
-        a_minute(run.seeds, spent),
-        cores()
-    );
-    println!("{good} passed, {} failed", run.seeds - good);
-    match good == run.seeds {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
-    }
-}
-
-/// As [`worlds`], for tier B.
-fn tier_b_worlds(run: &Run) -> ExitCode {
-    if !tier_b::Kind::available().contains(&run.backend.into()) {
-        println!("0 passed, {} failed", run.seeds);
-        return ExitCode::FAILURE;
-    }
-    let began = std::time::Instant::now();
-    let workers = match run.trace {
-        true => 1,
-        false => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-    };
-    let next = std::sync::atomic::AtomicU64::new(0);
-    let seeds = run.seeds;
-    let (reports, reported) = std::sync::mpsc::channel();
-    let (mut failed, mut texts, mut done) = (0_u64, 0, 0);
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            let (reports, next) = (reports.clone(), &next);
-            scope.spawn(move || {
-                loop {
-                    let index = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    if index >= seeds {
-                        return;
-                    }
-                    let seed = run.from.saturating_add(index);
-                    let mut plan = tier_b::Plan::draw(seed, run.backend.into());
-                    plan.setup.crypto = run.crypto.of(seed);
-                    let report = tier_b::run_with(plan, |trace| {
-                        if run.trace {
-                            trace.listen(|line| println!("{line}"));
-                        }
-                    });
-                    if reports.send((index, report)).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-        drop(reports);
-        // Printed in the order of the seeds.
-        let mut waiting = std::collections::BTreeMap::new();
-        for (index, report) in reported {
-            waiting.insert(index, report);
-            while let Some(report) = waiting.remove(&done) {
-                done += 1;
-                texts += report.verdict.received;
-                failed += u64::from(!report.is_good());
-                if run.verbose || !report.is_good() {
-                    print!("{report}");
-                }
-            }
-        }
-        // Behind a world that panicked.
-        for report in waiting.into_values() {
-            failed += u64::from(!report.is_good());
-            print!("{report}");
-        }
-    });
-    let spent = began.elapsed().as_secs_f64();
-    println!(
-        "{texts} texts; {:.0} seeds a minute on {workers} cores",
-        run.seeds as f64 / spent * 60.0
-    );
-    println!(
-        "{} passed, {failed} failed",
-        run.seeds.saturating_sub(failed)
-    );
-    if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
-}
-
-fn tier_b_diff(diff: &Diff) -> ExitCode {
-    let stores: Vec<tier_b::Kind> = diff.stores.iter().map(|store| (*store).into()).collect();
-    let available = tier_b::Kind::available();
-    if let Some(missing) = stores.iter().find(|store| !available.contains(store)) {
-        println!("there is no {missing} here");
-        return ExitCode::FAILURE;
-    }
-    match tier_b::diff(diff.seed, &stores) {
-        Ok(lines) => {
-            let names: Vec<String> = stores.iter().map(ToString::to_string).collect();
-            println!("{lines} lines, the same on {}", names.join(", "));
-            ExitCode::SUCCESS
-        }
-        Err(difference) => {
-            print!("{difference}");
-            ExitCode::FAILURE
-        }
-    }
 }
 
 fn parse_seed(text: &str) -> Result<[u8; 32], String> {

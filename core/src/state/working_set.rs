@@ -278,6 +278,47 @@ mod tests {
         }
     }
 
+    /// Rows as a store gives them.
+    fn loaded(set: &mut WorkingSet, keys: std::ops::Range<u8>) {
+        let keys: Vec<Key> = keys.map(key).collect();
+        let rows = keys.iter().map(|_| Row::Present(record(7))).collect();
+        set.load_started(&keys);
+        assert_eq!(set.load_finished(keys, rows), []);
+    }
+
+    /// At the limit everything stays; what is beyond it goes, used longest ago first, and nothing is loaded ahead.
+    #[test]
+    fn the_cache_ends_at_its_limit() {
+        let one = ENTRY_BYTES + 3;
+        for (limit, kept) in [(3 * one + 1, 3), (3 * one, 3), (3 * one - 1, 2)] {
+            let mut set = WorkingSet::new(Seq(0), false, limit);
+            loaded(&mut set, 0..3);
+            assert_eq!(set.bytes(), 3 * one);
+            assert_eq!(set.has_room(), kept == 3, "{limit}");
+            set.evict();
+            assert_eq!((set.bytes(), set.knows(&key(0))), (kept * one, kept == 3));
+            assert!(set.has_room() && set.knows(&key(1)) && set.knows(&key(2)));
+            // What is not durable stays, whatever it costs.
+            (0..9).for_each(|n| set.put(key(n), Some(record(n))));
+            set.evict();
+            assert_eq!(set.bytes(), 9 * one);
+        }
+    }
+
+    #[test]
+    fn rows_on_their_way_end_at_their_limit() {
+        use crate::limits::ROWS_AHEAD;
+        let mut set = WorkingSet::new(Seq(0), false, 1 << 20);
+        let keys: Vec<Key> = (1..=ROWS_AHEAD as u32).map(Key::PreKey).collect();
+        let (last, most) = keys.split_last().unwrap();
+        set.load_started(most);
+        assert!(set.has_room());
+        set.load_started(std::slice::from_ref(last));
+        assert!(!set.has_room());
+        set.load_finished(vec![last.clone()], vec![Row::Absent]);
+        assert!(set.has_room());
+    }
+
     #[derive(Clone, Debug)]
     enum Op {
         Put(u8, u8),

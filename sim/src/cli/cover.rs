@@ -1,8 +1,14 @@
 //! `sim cover`: what a batch of seeds has reached, judged and done; it fails if something of that is nothing.
 
-use super::run_all;
+use super::again;
 use clap::Args;
-use sim::world::{plan::Plan, report::Batch};
+use sim::{
+    batch::{Length, Said, batch, cores},
+    world::{
+        plan::Plan,
+        report::{Batch, Report},
+    },
+};
 use std::process::ExitCode;
 
 #[derive(Args)]
@@ -16,30 +22,36 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> ExitCode {
-    let mut batch = Batch::default();
-    run_all(
-        |number| (number < options.seeds).then(|| Plan::draw(options.from + number)),
-        |_, report| {
-            batch.add(&report);
-            if !report.is_good() {
-                print!("{report}");
-            }
-        },
-    );
-    print!("{batch}");
-    let gaps = batch.gaps();
+    let mut all = Batch::default();
+    let length = Length::Seeds(options.seeds);
+    let world = |seed| Report::of(Plan::draw(seed));
+    let done = batch(options.from, length, cores(), world, |seed, report| {
+        let Some(report) = report else {
+            let text = format!("seed {seed}: the report broke down");
+            return Said { good: false, text };
+        };
+        all.add(&report);
+        let good = report.is_good();
+        let text = match good {
+            true => String::new(),
+            false => format!("{report}{}", again(&report.plan)),
+        };
+        Said { good, text }
+    });
+    print!("{all}");
+    let gaps = all.gaps();
     for gap in &gaps {
         println!("{gap}");
     }
     println!(
-        "{} texts in {} seeds; {} gaps; {} passed, {} failed",
-        batch.texts,
-        batch.runs,
+        "{} texts in {} seeds; {} gaps; {:.0} seeds a minute",
+        all.texts,
+        done.seeds,
         gaps.len(),
-        batch.runs - batch.failed,
-        batch.failed
+        done.a_minute()
     );
-    if gaps.is_empty() && batch.failed == 0 {
+    println!("{} passed, {} failed", done.passed, done.failed());
+    if gaps.is_empty() && done.failed() == 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

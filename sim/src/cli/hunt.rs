@@ -1,8 +1,15 @@
 //! `sim hunt`: seeds until the time is over. What fails is shrunk and kept.
 
-use super::{run_all, save};
+use super::{again, save, say_gaps};
 use clap::Args;
-use sim::world::{plan::Plan, report::Batch, shrink::shrink};
+use sim::{
+    batch::{Length, Said, batch, cores},
+    world::{
+        plan::Plan,
+        report::{Batch, Report},
+        shrink::shrink,
+    },
+};
 use std::{
     path::PathBuf,
     process::ExitCode,
@@ -26,26 +33,29 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> ExitCode {
-    let began = Instant::now();
     let time = Duration::from_secs_f64(options.minutes.max(0.0) * 60.0);
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let first = options
         .from
         .unwrap_or_else(|| since.map_or(0, |since| since.as_secs() << 20));
     println!("from seed {first}");
-    let mut batch = Batch::default();
+    let mut all = Batch::default();
     let mut failing = Vec::new();
-    run_all(
-        |number| (began.elapsed() < time).then(|| Plan::draw(first + number)),
-        |_, report| {
-            batch.add(&report);
-            if !report.is_good() {
-                print!("{report}");
-                failing.push(report.plan);
-            }
-        },
-    );
-    let minutes = began.elapsed().as_secs_f64() / 60.0;
+    let world = |seed| Report::of(Plan::draw(seed));
+    let done = batch(first, Length::Time(time), cores(), world, |seed, report| {
+        let Some(report) = report else {
+            let text = format!("seed {seed}: the report broke down");
+            return Said { good: false, text };
+        };
+        all.add(&report);
+        let good = report.is_good();
+        let mut text = String::new();
+        if !good {
+            text = format!("{report}{}", again(&report.plan));
+            failing.push(report.plan);
+        }
+        Said { good, text }
+    });
     for plan in failing {
         let seed = plan.seed;
         let until = Instant::now() + PATIENCE;
@@ -64,16 +74,10 @@ pub(crate) fn run(options: &Options) -> ExitCode {
             Err(error) => eprintln!("{error}"),
         }
     }
-    for gap in batch.gaps() {
-        println!("{gap}");
-    }
-    println!("{:.0} seeds a minute", batch.runs as f64 / minutes);
-    println!(
-        "{} passed, {} failed",
-        batch.runs - batch.failed,
-        batch.failed
-    );
-    if batch.failed == 0 {
+    let gaps = say_gaps(&all);
+    println!("{:.0} seeds a minute", done.a_minute());
+    println!("{} passed, {} failed", done.passed, done.failed());
+    if done.failed() == 0 && !gaps {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

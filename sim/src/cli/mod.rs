@@ -2,14 +2,24 @@
 
 pub(crate) mod bugs;
 pub(crate) mod cover;
+pub(crate) mod diff;
 pub(crate) mod hunt;
 pub(crate) mod meta;
 pub(crate) mod plan;
 pub(crate) mod replay;
+pub(crate) mod run;
 pub(crate) mod shrink;
 
 use clap::Args;
-use sim::world::{Crypto, bugs::Bug, plan::Plan, report::Report};
+use sim::{
+    tier_b,
+    world::{
+        Crypto,
+        bugs::Bug,
+        plan::Plan,
+        report::{Batch, Report},
+    },
+};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -18,6 +28,35 @@ use std::{
         mpsc,
     },
 };
+
+/// The two tiers of simulation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Tier {
+    /// Engines on an event heap: fast.
+    A,
+    /// The real drivers and stores over a simulated network.
+    B,
+}
+
+/// What the database of tier B keeps its rows in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Backend {
+    /// The model of a store that the real ones are held to.
+    #[value(alias = "model")]
+    Memory,
+    Sqlite,
+    Postgres,
+}
+
+impl From<Backend> for tier_b::Kind {
+    fn from(backend: Backend) -> Self {
+        match backend {
+            Backend::Memory => Self::Memory,
+            Backend::Sqlite => Self::Sqlite,
+            Backend::Postgres => Self::Postgres,
+        }
+    }
+}
 
 /// What worlds of tier A encrypt with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -67,6 +106,9 @@ pub(crate) struct Which {
     /// With this old mistake.
     #[arg(long)]
     bug: Option<Bug>,
+    /// And with this layer of defence off: the other half of a pair.
+    #[arg(long, value_name = "BUG", requires = "bug")]
+    off: Option<Bug>,
     /// With this cryptography; by default the plan's.
     #[arg(long, value_enum)]
     crypto: Option<Cryptography>,
@@ -84,6 +126,7 @@ impl Which {
             (None, None) => return Err("name a seed, or a file with --plan".to_owned()),
         };
         plan.bug = self.bug.or(plan.bug);
+        plan.second_bug = self.off.or(plan.second_bug);
         if let Some(crypto) = self.crypto {
             crypto.choose(&mut plan);
         }
@@ -95,6 +138,43 @@ impl Which {
 pub(crate) fn save(plan: &Plan, file: &Path) -> Result<(), String> {
     let text = serde_json::to_string_pretty(plan).map_err(|error| error.to_string())?;
     std::fs::write(file, text + "\n").map_err(|error| format!("{}: {error}", file.display()))
+}
+
+/// How to see again what a plan of a seed has done, drawn, and how to get a smaller one.
+pub(crate) fn again(plan: &Plan) -> String {
+    let seed = plan.seed;
+    let crypto = match plan.crypto {
+        Some(Crypto::Real) => " --crypto real",
+        Some(_) => " --crypto stand-in",
+        None => "",
+    };
+    let bug = plan
+        .bug
+        .map_or_else(String::new, |bug| format!(" --bug {bug}"));
+    format!(
+        "  again with: sim replay {seed}{crypto}{bug} --html seed-{seed}.html\n  smaller with: sim shrink {seed}{crypto}{bug}"
+    )
+}
+
+/// Says what a batch of tier A has never reached, judged or done. Returns whether it had to: one that is large enough is
+/// expected to have no gaps, of others only their number is worth a word.
+pub(crate) fn say_gaps(batch: &Batch) -> bool {
+    let gaps = batch.gaps();
+    if gaps.is_empty() {
+        return false;
+    }
+    if batch.runs < Batch::ENOUGH {
+        println!(
+            "{} gaps, which says nothing of fewer than {} seeds",
+            gaps.len(),
+            Batch::ENOUGH
+        );
+        return false;
+    }
+    for gap in &gaps {
+        println!("gap: {gap}");
+    }
+    true
 }
 
 /// Runs plans on every core, as long as `next` has one for the number that it is given; `each` sees what came of them in

@@ -21,6 +21,9 @@ pub(crate) struct Options {
     /// Stop at this time, in seconds of the simulated world: what is unfinished then is called lost.
     #[arg(long, value_name = "T")]
     until: Option<f64>,
+    /// Draw it: one page for a browser, which opens at what is wrong.
+    #[arg(long, value_name = "FILE", conflicts_with = "record")]
+    html: Option<PathBuf>,
     /// Do a journal of `baton serve --record` again instead.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "plan"], requires = "key_file")]
     record: Option<PathBuf>,
@@ -91,8 +94,11 @@ pub(crate) fn run(options: &Options) -> ExitCode {
             // Whoever reads may have seen enough.
             world.listen(|line| drop(writeln!(std::io::stdout(), "{line}")));
         }
+        if options.html.is_some() {
+            world.record();
+        }
     };
-    let (world, verdict) = match options.until {
+    let (mut world, verdict) = match options.until {
         Some(until) => {
             let mut world = World::new(plan.options());
             listen(&mut world);
@@ -112,6 +118,15 @@ pub(crate) fn run(options: &Options) -> ExitCode {
         .map(|byte| format!("{byte:02x}"))
         .collect();
     println!("trace {trace}");
+    if let Some(file) = &options.html
+        && let Some(timeline) = world.timeline(&plan, &verdict)
+    {
+        if let Err(error) = std::fs::write(file, timeline.page()) {
+            eprintln!("{}: {error}", file.display());
+            return ExitCode::FAILURE;
+        }
+        println!("timeline in {}", file.display());
+    }
     if verdict.is_good() {
         println!(
             "nothing was wrong: {} of {} texts",

@@ -22,7 +22,7 @@ pub struct Books {
     texts: Vec<PhoneText>,
     histories: Vec<HistoryLog>,
     #[serde(skip)]
-    relays: BTreeMap<Relay, [u8; 32]>,
+    relays: BTreeMap<Relay, ([u8; 32], Stamp)>,
     violations: Vec<Violation>,
     anomalies: Vec<Anomaly>,
     anomalies_dropped: u64,
@@ -46,9 +46,21 @@ pub struct MessageLog {
     pub repeated: u32,
     /// How often the service refused it (a fault, or a stanza it could not route).
     pub refused: u32,
+    /// How often it came with other ciphertexts than the first time, resends to single devices left aside.
+    pub changed: u32,
+    /// A hash of the first ones.
+    #[serde(skip)]
+    first: Option<[u8; 32]>,
     /// What became of it, per device it was meant for.
     #[serde(serialize_with = "as_list")]
     pub recipients: BTreeMap<DeviceId, RecipientLog>,
+}
+
+impl MessageLog {
+    /// Whether it comes with the same ciphertexts as ever.
+    pub(super) fn says(&mut self, hash: [u8; 32]) -> bool {
+        *self.first.get_or_insert(hash) == hash
+    }
 }
 
 /// One acceptance.
@@ -173,6 +185,8 @@ pub enum Violation {
         second: String,
         /// The message that carried the other.
         id: String,
+        /// When the first one came.
+        first_at: Stamp,
         /// When the second one came.
         at: Stamp,
     },
@@ -211,6 +225,44 @@ pub enum Violation {
         /// When.
         at: Stamp,
     },
+}
+
+impl Violation {
+    /// Who has broken the rule, and what stands in the books about when (in microseconds).
+    #[must_use]
+    pub fn moments(&self) -> (&DeviceId, Vec<(u64, String)>) {
+        match self {
+            Self::KeyUsedTwice {
+                sender,
+                counter,
+                first_at,
+                at,
+                ..
+            } => {
+                let first = format!("the key of counter {counter} is used");
+                let second = format!("the key of counter {counter} is used for something else");
+                (sender, vec![(first_at.micros, first), (at.micros, second)])
+            }
+            Self::PreKeyRebound { device, id, at, .. } => {
+                let words = format!("pre-key {id} is another key than before");
+                (device, vec![(at.micros, words)])
+            }
+            Self::BadPatch {
+                device,
+                collection,
+                version,
+                at,
+                ..
+            } => {
+                let words = format!("the patch that makes {collection} version {version}");
+                (device, vec![(at.micros, words)])
+            }
+            Self::IdentityChanged { device, at } => {
+                let words = "another identity is uploaded".to_owned();
+                (device, vec![(at.micros, words)])
+            }
+        }
+    }
 }
 
 /// Which of a device's two series of pre-keys.
@@ -467,7 +519,8 @@ impl Books {
             ratchet_key,
             counter,
         };
-        let first = *self.relays.entry(relay).or_insert(hash);
+        let now = now.into();
+        let (first, first_at) = *self.relays.entry(relay).or_insert((hash, now));
         if first != hash {
             self.violations.push(Violation::KeyUsedTwice {
                 sender: sender.clone(),
@@ -477,7 +530,8 @@ impl Books {
                 first: hex(&first),
                 second: hex(&hash),
                 id: id.to_owned(),
-                at: now.into(),
+                first_at,
+                at: now,
             });
         }
     }

@@ -168,6 +168,9 @@ impl Service {
                 return self.farewell(conn, &last, "unreadable stanza", now);
             }
         };
+        if let Some(tap) = &mut self.tap {
+            tap.hears(&node);
+        }
         match &connection.stage {
             Stage::Online(device) => {
                 let device = device.clone();
@@ -204,7 +207,7 @@ impl Service {
         }
         let mut bytes = Vec::with_capacity(plaintext.len() + 19);
         match transport.seal(&plaintext, &mut bytes) {
-            Ok(()) => self.effects.push_back(Effect::Send(conn, bytes.into())),
+            Ok(()) => self.leaves(conn, bytes, Some(node)),
             Err(_) => self.cut(conn, "frame counter used up", now),
         }
     }
@@ -220,9 +223,16 @@ impl Service {
     fn send_plain(&mut self, conn: ConnId, payload: &[u8], now: Now) {
         let mut bytes = Vec::with_capacity(payload.len() + 3);
         match frame::write_frame(payload, &mut bytes) {
-            Ok(()) => self.effects.push_back(Effect::Send(conn, bytes.into())),
+            Ok(()) => self.leaves(conn, bytes, None),
             Err(_) => self.cut(conn, "handshake message too long", now),
         }
+    }
+
+    fn leaves(&mut self, conn: ConnId, bytes: Vec<u8>, node: Option<&Node>) {
+        if let Some(tap) = &mut self.tap {
+            tap.says(node);
+        }
+        self.effects.push_back(Effect::Send(conn, bytes.into()));
     }
 
     /// Makes `conn` the device's connection; the one it had before is told so and ends.

@@ -45,6 +45,7 @@ mod queue;
 mod receipts;
 pub mod settings;
 mod syncd;
+pub(crate) mod tap;
 mod usync;
 
 pub use accounts::{BadPhoneNumber, DeviceId};
@@ -160,6 +161,8 @@ pub struct Service {
     faults: Faults,
     tamper: Option<Tamper>,
     overheard: Option<Tamper>,
+    /// Of what goes over the connections, if somebody wants to know.
+    pub(crate) tap: Option<tap::Tap>,
     /// Counts the ids of own stanzas and the timers.
     counter: u64,
     revision: u64,
@@ -231,6 +234,7 @@ impl Service {
             faults: Faults::default(),
             tamper: None,
             overheard: None,
+            tap: None,
             counter: 0,
             revision: 0,
         }
@@ -360,6 +364,11 @@ impl Service {
     /// Lets somebody rewrite what devices say, from now on, before the service hears it: a client with manners of its own.
     pub fn overhear(&mut self, tamper: Option<Tamper>) {
         self.overheard = tamper;
+    }
+
+    /// Forgets which message ids devices have used: what comes again is delivered again.
+    pub(crate) fn forget_ids(&mut self) {
+        self.recent.clear();
     }
 
     /// Withdraws every fault that has not struck yet.

@@ -170,7 +170,7 @@ pub(crate) enum Recorded {
 
 impl Recorded {
     /// In a line: rows and bytes as hashes.
-    fn words(&self) -> String {
+    pub(super) fn words(&self) -> String {
         let hash = |bytes: &[u8]| {
             let hash = baton_core::crypto::sha256(&[bytes]);
             crate::service::books::hex(&hash[..8])
@@ -425,7 +425,7 @@ impl World {
         let claims = ready(self.store.claim(who, vec![id.clone()]));
         self.cover_claim(claims.as_ref().ok().and_then(|claims| claims.first()));
         let lease = match claims.as_deref() {
-            Ok([Claim::Granted(lease)]) => *lease,
+            Ok([Claim::Granted(lease)]) => self.bugged_claim(account, *lease),
             Ok([Claim::Held { .. }]) => {
                 // A polite claimant waits until the holder's lease has run out and somebody has noticed.
                 self.later(WATCH, Happening::Start { account });
@@ -450,7 +450,7 @@ impl World {
         }
         let seed = self.seed_of(account);
         let now = self.local(account);
-        let engine = Engine::new(id, self.config(), grant, seed, now);
+        let engine = Engine::new(id, self.engine_config(), grant, seed, now);
         let this = &mut self.accounts[account];
         this.engine = Some(engine);
         this.birth = Some((grant, seed, now));
@@ -467,10 +467,14 @@ impl World {
         self.tell(account, || {
             format!("begins under epoch {}", lease.term.epoch.0)
         });
+        let process = self.accounts[account].process;
+        self.mark(|recorder| {
+            recorder.begins((account, process, life), lease.term.epoch.0, grant.until);
+        });
         self.sometimes(account, Point::EngineStarts);
         self.drain(account);
         self.accounts[account].looking = false;
-        if self.has(Bug::MailboxForgotten) {
+        if self.has(Bug::MailboxForgotten) || self.has(Bug::MailUnreadAtStart) {
             return;
         }
         // Somebody may have left requests while nobody was there, or before the account was linked.
@@ -505,7 +509,7 @@ impl World {
 
     /// There may be something in the mailbox: somebody looks when the next look is due.
     pub(crate) fn mail_may_have_come(&mut self, account: usize) {
-        if self.has(Bug::MailboxForgotten) {
+        if self.has(Bug::MailboxForgotten) || self.has(Bug::MailNotNoticed) {
             return;
         }
         let this = &mut self.accounts[account];
@@ -569,6 +573,11 @@ impl World {
         if let Ok([Claim::Granted(lease)]) = claims.as_deref() {
             self.cover.hit(Point::RivalClaims);
             self.watch_claim(account, lease);
+            let epoch = lease.term.epoch.0;
+            self.tell("world", || {
+                format!("a rival has account {account} under epoch {epoch}")
+            });
+            self.mark(|recorder| recorder.rival(account, epoch));
             let released = ready(self.store.release(rival, vec![(id, lease.term.epoch)]));
             debug_assert!(released.is_ok(), "{released:?}");
         }
@@ -618,7 +627,9 @@ impl World {
         }
         let who = self.incarnation(account);
         let input = match ready(self.store.beat(who, beat())) {
-            Ok(Beaten::Renewed(view)) if view.history == grant.lease.term.history => {
+            Ok(Beaten::Renewed(view))
+                if view.history == grant.lease.term.history || self.has(Bug::HistoryIgnored) =>
+            {
                 grant.until = self.now.plus(LEASE);
                 self.accounts[account].lease = grant.until;
                 ToEngine::Granted(grant)
@@ -740,11 +751,11 @@ impl World {
             ToEngine::Fetched(id, piece) => Recorded::Fetched(id, piece),
             ToEngine::Committed { epoch, upto } => {
                 self.accounts[account].committing = false;
-                self.watch_durable(account, upto);
+                self.watch_durable(account, epoch, upto);
                 Recorded::Committed { epoch, upto }
             }
             ToEngine::Early { epoch, upto } => {
-                self.watch_durable(account, upto);
+                self.watch_durable(account, epoch, upto);
                 Recorded::Committed { epoch, upto }
             }
             ToEngine::Fenced(by) => Recorded::Fenced(by),
@@ -759,6 +770,7 @@ impl World {
                 Recorded::Granted(grant)
             }
             ToEngine::Command(command) => {
+                let loses = self.has(Bug::CommandsLost);
                 let this = &mut self.accounts[account];
                 this.commands += 1;
                 if let Some(changes) = this.about_to_ask.take() {
@@ -772,20 +784,28 @@ impl World {
                 }
                 let id = CommandId(this.commands);
                 self.watch_command(account, id, &command);
+                if loses && id.0.is_multiple_of(16) {
+                    return;
+                }
                 Recorded::Command(id, command)
             }
             ToEngine::On(..) => return,
         };
+        let now = self.bugged_now(&recorded, now);
+        let given = self.second_look(now);
         let this = &mut self.accounts[account];
         if let Some(engine) = &mut this.engine {
             if let Some(listener) = &mut self.listener {
                 let at = self.now.0;
                 listener(&line(at, account, &format!("< {}", recorded.words())));
             }
+            if let Some(recorder) = &mut self.recorder {
+                recorder.given(self.now, account, this.conn, &recorded);
+            }
             if this.record {
                 this.recording.push((recorded.clone(), now));
             }
-            engine.handle(recorded.lend(), now);
+            engine.handle(recorded.lend(), given);
             self.drain(account);
         }
     }
@@ -816,6 +836,7 @@ impl World {
                     this.outputs.push(said);
                 }
             }
+            self.mark(|recorder| recorder.said(account, &output));
             self.cover_output(account, &output);
             self.watch_output(account, &output, outputs);
             let this = &mut self.accounts[account];
@@ -898,7 +919,9 @@ impl World {
                 Output::Close => {
                     let conn = this.conn.take();
                     this.online = false;
-                    if let Some(conn) = conn {
+                    if let Some(conn) = conn
+                        && !self.has(Bug::ConnectionLeaked)
+                    {
                         self.hang_up(conn);
                     }
                     let delay = self.draw(Stream::Dial, account, self.options.network);
@@ -924,6 +947,9 @@ impl World {
                     self.downloads.remove(&(account, id));
                 }
                 Output::Event(seq, event) => {
+                    if self.hides(account, &event) {
+                        continue;
+                    }
                     if self.has(Bug::ShownTwice) && seq.0.is_multiple_of(16) {
                         self.show(account, seq, event.clone());
                     }
@@ -969,6 +995,7 @@ impl World {
             let batches = std::mem::take(&mut this.sealed);
             let life = this.life;
             self.cover_commit(account, &batches);
+            self.mark(|recorder| recorder.commits(account, life, &batches));
             let mut delay = self.store_delay(account);
             if self.answers_early(&batches)
                 && let Some(last) = batches.last()
@@ -1046,6 +1073,7 @@ impl World {
         let Some(last) = batches.last() else { return };
         let (epoch, upto) = (last.term.epoch, last.seq);
         let alive = self.accounts[account].life == life;
+        self.mark(|recorder| recorder.commit_reaches(account, life, &batches));
         // What was answered before it was written is gone with the process.
         if !alive && self.answers_early(&batches) {
             return;
@@ -1084,6 +1112,7 @@ impl World {
             return;
         }
         let answer = self.apply(account, alive, &batches);
+        self.bugged_commit(account, life, &batches);
         let answer = answer.unwrap_or(ToEngine::Committed { epoch, upto });
         self.sometimes(account, Point::CommitLands);
         let delay = self.draw(Stream::Store, account, self.options.store);
@@ -1098,14 +1127,14 @@ impl World {
     }
 
     /// The store carries a commit out; what is wrong with it, if anything.
-    fn apply(&mut self, account: usize, alive: bool, batches: &[Batch]) -> Option<ToEngine> {
-        let batches = &*self.bugged_batches(account, alive, batches);
+    fn apply(&mut self, account: usize, alive: bool, asked: &[Batch]) -> Option<ToEngine> {
+        let batches = &*self.bugged_batches(account, alive, asked);
         let outcomes = match ready(self.store.commit(batches.to_vec())) {
             Ok(outcomes) => outcomes,
             Err(error) => return Some(ToEngine::Refused(error.to_string())),
         };
         let mut answer = None;
-        for (outcome, batch) in outcomes.into_iter().zip(batches) {
+        for ((outcome, batch), asked) in outcomes.into_iter().zip(batches).zip(asked) {
             self.tell("store", || {
                 format!(
                     "batch {} of account {account} under epoch {}, {} rows: {outcome:?}",
@@ -1114,19 +1143,18 @@ impl World {
                     batch.rows.len()
                 )
             });
+            self.mark(|recorder| recorder.wrote(account, batch, &outcome));
             self.note_batch(batch);
             // A batch that is sent again is answered again, and nothing is written: what came after it still stands.
-            let given = self.accounts[account].watched.given();
-            let again =
-                given.is_some_and(|(term, applied)| term == batch.term && batch.seq <= applied);
-            self.watch_outcome(account, batch, &outcome);
+            let fresh = self.watch_outcome(account, batch, &outcome);
             self.cover.batch(batch);
             let bad = match outcome {
                 Outcome::Committed => {
                     if !alive {
                         self.cover.hit(Point::CommitOfDead);
                     }
-                    if !again {
+                    self.watch_written(account, asked);
+                    if fresh {
                         self.enter(account, batch);
                     }
                     continue;
@@ -1140,6 +1168,9 @@ impl World {
                 }
                 Outcome::Unsealed { history } => {
                     self.cover.hit(Point::CommitUnsealed);
+                    if self.has(Bug::UnsealedIgnored) {
+                        continue;
+                    }
                     ToEngine::Unsealed(history)
                 }
                 Outcome::Rejected(why) => ToEngine::Refused(why),
@@ -1169,6 +1200,7 @@ impl World {
         match ready(self.store.enqueue(&account_id, id.clone(), row, at)) {
             Ok(_) => {
                 self.ledger.requested(account, &id);
+                self.asks_again(account, &request);
                 self.mail_may_have_come(account);
             }
             Err(error) => self.accounts[account]
@@ -1180,6 +1212,7 @@ impl World {
     /// The consumer sees an event, and acknowledges now and then.
     fn show(&mut self, account: usize, seq: EventSeq, event: Event) {
         self.note(&[b"event", &account.to_le_bytes(), &seq.0.to_le_bytes()]);
+        self.mark(|recorder| recorder.shows(account, seq, &event));
         let draw = self.chance.of(Stream::Consumer, account as u64, seq.0) % 4;
         let this = &mut self.accounts[account];
         // Before a gap the last event has to be exactly the one that the gap says is the last; a consumer that has seen

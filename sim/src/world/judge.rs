@@ -5,6 +5,7 @@ use super::{
     judges::{Judge, Judged},
     losses::Ledger,
     rest,
+    subject::Subject,
 };
 use crate::service::books::Books;
 use baton_core::{flow::Event, state::EventSeq};
@@ -36,6 +37,10 @@ pub struct Verdict {
     pub judged: Judged,
     /// Everything that is wrong, in words, with the judges' names.
     pub complaints: Vec<String>,
+    /// What complaints are about, by their places.
+    pub about: BTreeMap<usize, Subject>,
+    /// Pairs of texts of which the later one came first.
+    pub overtaken: Vec<Subject>,
 }
 
 impl Verdict {
@@ -149,13 +154,18 @@ pub(crate) fn weigh(world: &Evidence<'_>) -> Verdict {
                     ids.entry(&message.id).or_default().push(*seq)
                 }
                 Event::Sent { id, .. } if !was_lost(seq) => *sent.entry(id).or_default() += 1,
-                Event::Failed { id, code, .. } => verdict.complaints.push(format!(
-                    "{}: {id} failed with code {code}",
-                    Judge::SendTaken
-                )),
-                Event::Undecryptable { id, .. } => verdict
-                    .complaints
-                    .push(format!("{}: {id} is undecryptable", Judge::MessageRead)),
+                Event::Failed { id, code, .. } => {
+                    verdict.complaints.push(format!(
+                        "{}: {id} failed with code {code}",
+                        Judge::SendTaken
+                    ));
+                    verdict.concerns(message(id));
+                }
+                Event::Undecryptable { id, .. } => {
+                    let words = format!("{}: {id} is undecryptable", Judge::MessageRead);
+                    verdict.complaints.push(words);
+                    verdict.concerns(message(id));
+                }
                 _ => {}
             }
         }
@@ -166,21 +176,30 @@ pub(crate) fn weigh(world: &Evidence<'_>) -> Verdict {
                 "{}: {id} was reported {times} times",
                 Judge::SentOnce
             ));
+            verdict.concerns(message(id));
         }
         let events: Vec<_> = account.events.iter().collect();
         let follows =
             |pair: &[(&EventSeq, &Event)]| World::follows(*pair[0].0, *pair[1].0, pair[1].1);
-        if !events.windows(2).all(follows) {
+        if let Some(pair) = events.windows(2).find(|pair| !follows(pair)) {
             verdict
                 .complaints
-                .push(format!("{}: {} has a gap", account.phone, Judge::EventGap));
+                .push(format!("{}: {}: the book has one", account.phone, Judge::EventGap));
+            let seqs = pair.iter().map(|(seq, _)| seq.0).collect();
+            verdict.concerns(Subject::Events {
+                account: index,
+                seqs,
+            });
         }
-        verdict.complaints.extend(
-            account
+        for (which, text) in account.complaints.iter().enumerate() {
+            verdict
                 .complaints
-                .iter()
-                .map(|text| format!("{}: {text}", account.phone)),
-        );
+                .push(format!("{}: {text}", account.phone));
+            verdict.concerns(Subject::Complaint {
+                account: index,
+                which,
+            });
+        }
         seen.push(ids);
     }
     let mut last: BTreeMap<(usize, usize), EventSeq> = BTreeMap::new();
@@ -208,12 +227,17 @@ pub(crate) fn weigh(world: &Evidence<'_>) -> Verdict {
                     "{}: {id} from {from} to {to} was lost",
                     Judge::MessageKept
                 ));
+                verdict.concerns(message(id));
             }
             [one] => {
                 verdict.received += 1;
                 let before = last.entry((*from, *to)).or_default();
                 if *one < *before {
                     verdict.reordered += 1;
+                    let seqs = vec![before.0, one.0];
+                    verdict
+                        .overtaken
+                        .push(Subject::Events { account: *to, seqs });
                 }
                 *before = (*before).max(*one);
                 let event = &world.accounts[*to].events[one];
@@ -223,6 +247,7 @@ pub(crate) fn weigh(world: &Evidence<'_>) -> Verdict {
                         "{}: {id} arrived with another text",
                         Judge::MessageWhole
                     ));
+                    verdict.concerns(message(id));
                 }
             }
             more => {
@@ -231,18 +256,28 @@ pub(crate) fn weigh(world: &Evidence<'_>) -> Verdict {
                 let numbers: Vec<u64> = more.iter().map(|seq| seq.0).collect();
                 let words = format!("{}: {id} was shown as {numbers:?}", Judge::MessageOnce);
                 verdict.complaints.push(words);
+                verdict.concerns(Subject::Events {
+                    account: *to,
+                    seqs: numbers,
+                });
             }
         }
     }
     let books = world.books;
     verdict.violations = books.violations().len();
-    verdict.complaints.extend(
-        books
-            .violations()
-            .iter()
-            .map(|violation| format!("{}: {violation:?}", rest::of(violation))),
-    );
+    for violation in books.violations() {
+        let words = format!("{}: {violation:?}", rest::of(violation));
+        verdict.complaints.push(words);
+        let (device, at) = violation.moments();
+        let mut accounts = world.accounts.iter();
+        let account = accounts.position(|account| account.phone == device.phone.as_str());
+        verdict.concerns(Subject::Moments { account, at });
+    }
     verdict
+}
+
+fn message(id: &str) -> Subject {
+    Subject::Message { id: id.to_owned() }
 }
 
 impl World {

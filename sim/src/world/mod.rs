@@ -19,10 +19,12 @@ mod judge;
 pub mod judges;
 mod losses;
 pub mod plan;
+mod record;
 pub mod report;
 mod rest;
 mod settings;
 pub mod shrink;
+mod subject;
 mod trace;
 mod watch;
 pub mod weather;
@@ -37,6 +39,7 @@ pub(crate) use losses::Ledger as Losses;
 pub use settings::action_of;
 #[cfg(feature = "tier-b")]
 pub(crate) use settings::{Asked, Case, Places, every_row, weigh as weigh_settings};
+pub use subject::Subject;
 use weather::Kind;
 
 use crate::service::{self, ConnId, DeviceId, Service, history::History, settings::Change};
@@ -83,6 +86,8 @@ pub struct Options {
     pub buggify: plan::Buggify,
     /// A mistake of old.
     pub bug: Option<bugs::Bug>,
+    /// And a layer of defence that is off.
+    pub second_bug: Option<bugs::Bug>,
     /// Real, or cheap stand-ins.
     pub crypto: Crypto,
     /// Keep what engines are given and say, for [`Account::replay`] and [`Account::said`]. Costs time and memory.
@@ -106,6 +111,7 @@ impl Default for Options {
             configure: |_| {},
             buggify: plan::Buggify::default(),
             bug: None,
+            second_bug: None,
             crypto: Crypto::Real,
             record: false,
         }
@@ -140,6 +146,11 @@ pub(crate) enum Happening {
     },
     /// A new engine for an account.
     Start { account: usize },
+    /// A request is left in the mailbox once more.
+    Request {
+        account: usize,
+        request: SendRequest,
+    },
     /// A look into the mailbox.
     Mailbox { account: usize, life: u64 },
     /// The renewal of a lease.
@@ -237,6 +248,7 @@ pub struct World {
     /// Connections of which neither side hears anything any more.
     pub(crate) dead: BTreeSet<ConnId>,
     listener: Option<Listener>,
+    recorder: Option<Box<record::Recorder>>,
     pub(crate) now: Micros,
     pub(crate) service: Service,
     pub(crate) store: MemoryStore,
@@ -293,6 +305,7 @@ impl World {
             bounds: (0, 0, Micros(0)),
             dead: BTreeSet::new(),
             listener: None,
+            recorder: None,
             now: Micros(0),
             service,
             store,
@@ -457,7 +470,9 @@ impl World {
         let at = self.now.plus(Micros(delay + late)).max(not_before);
         let last = self.arrivals.entry((conn, to_service)).or_default();
         *last = (*last).max(at);
-        *last
+        let at = *last;
+        self.mark(|recorder| recorder.flies(conn, to_service, bytes, at));
+        at
     }
 
     /// Runs until nothing is left to happen before `until` (microseconds of simulated time).
@@ -540,7 +555,15 @@ impl World {
             } => self.give(account, life, input),
             Happening::Service { conn, bytes } => {
                 self.note(&[b"service", &bytes]);
+                self.tell("service", || {
+                    let (account, which) = (cover::owner_of(conn), conn.0 & 0xffff_ffff);
+                    let bytes = bytes.len();
+                    format!("takes in {bytes} bytes of account {account}, connection {which}")
+                });
                 self.service.receive(conn, &bytes, self.service_now());
+                if let Some(recorder) = &mut self.recorder {
+                    recorder.reaches(self.now, conn, self.service.tap.as_mut());
+                }
             }
             Happening::Fetch {
                 account,
@@ -548,13 +571,21 @@ impl World {
                 id,
                 path,
             } => self.serve_file(account, life, id, path),
-            Happening::Hangup { conn } => self.service.disconnect(conn, self.service_now()),
+            Happening::Hangup { conn } => {
+                self.tell("service", || {
+                    let (account, which) = (cover::owner_of(conn), conn.0 & 0xffff_ffff);
+                    format!("loses account {account}, connection {which}")
+                });
+                self.mark(|recorder| recorder.hangs_up(conn));
+                self.service.disconnect(conn, self.service_now());
+            }
             Happening::Store {
                 account,
                 life,
                 batches,
             } => self.commit(account, life, batches),
             Happening::Start { account } => self.start(account),
+            Happening::Request { account, request } => self.enqueue(account, request),
             Happening::Mailbox { account, life } => self.look_for_mail(account, life),
             Happening::Renew { account, life } => self.renew(account, life),
             Happening::Watch => self.watch(),
@@ -637,6 +668,9 @@ impl World {
         while let Some(effect) = self.service.poll() {
             let (conn, bytes) = match effect {
                 service::Effect::Send(conn, bytes) => {
+                    if let Some(recorder) = &mut self.recorder {
+                        recorder.says(self.service.tap.as_mut());
+                    }
                     self.note(&[b"client", &bytes]);
                     (conn, Some(bytes))
                 }
@@ -691,6 +725,7 @@ impl World {
         if !matches!(step, Step::Strike { .. } | Step::Now { .. }) {
             self.tell("plan", || step.words());
         }
+        self.mark(|recorder| recorder.step(&step));
         match step {
             Step::Rival { account } => self.rival(account),
             Step::Strike { fault } => self.come(fault),
@@ -723,6 +758,9 @@ impl World {
     fn heal(&mut self) {
         self.service.heal();
         self.fair_weather();
+        if self.has(bugs::Bug::KeysToldOnce) {
+            return;
+        }
         for account in 0..self.accounts.len() {
             let device = self.companion(account);
             self.service.share_keys(&device, None, self.service_now());
@@ -789,6 +827,7 @@ impl World {
         self.note(&[b"crash", &account.to_le_bytes()]);
         self.cover_death(account);
         self.accounts[account].process += 1;
+        self.mark(|recorder| recorder.dies(account));
         if let Some(conn) = self.accounts[account].kill() {
             self.hang_up(conn);
         }

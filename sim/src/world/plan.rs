@@ -42,6 +42,9 @@ pub struct Plan {
     /// A mistake of old.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bug: Option<Bug>,
+    /// And a layer of defence that is off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub second_bug: Option<Bug>,
     /// Another cryptography than the seed has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crypto: Option<Crypto>,
@@ -258,6 +261,7 @@ impl Plan {
             store,
             buggify,
             bug: None,
+            second_bug: None,
             crypto: None,
             work,
             faults,
@@ -288,6 +292,7 @@ impl Plan {
             store: self.store,
             buggify: self.buggify,
             bug: self.bug,
+            second_bug: self.second_bug,
             crypto: self.crypto(),
             // It costs as much as the run, so one world in sixteen has it, for the judge of replays.
             record: self.seed.is_multiple_of(16),
@@ -344,6 +349,7 @@ impl fmt::Display for Plan {
             store,
             buggify,
             bug,
+            second_bug,
             faults,
             heals,
             ..
@@ -365,7 +371,7 @@ impl fmt::Display for Plan {
             let words = serde_json::to_string(buggify).unwrap_or_default();
             writeln!(f, "  unusual limits: {words}")?;
         }
-        if let Some(bug) = bug {
+        for bug in bug.iter().chain(second_bug) {
             writeln!(f, "  with the bug {bug}: {}", bug.words())?;
         }
         if self.work.len() <= 12 {

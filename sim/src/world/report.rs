@@ -119,6 +119,9 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// A batch of this many seeds is expected to have no gaps.
+    pub const ENOUGH: u64 = 1000;
+
     /// Adds what came of another plan.
     pub fn add(&mut self, report: &Report) {
         self.runs += 1;

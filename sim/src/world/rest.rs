@@ -1,17 +1,21 @@
 //! Judges that look at a world which has come to rest: the store's rows, the service's books, and whether everything
 //! that was begun has come to an end.
 
-use super::{Verdict, World, account::ready, judges::Judge};
+use super::{Verdict, World, account::ready, judges::Judge, subject::Subject};
 use crate::service::books::Violation;
 use baton_core::{
     crypto::sha256,
     flow::Event,
     jid::Jid,
-    proto::record::{self, outbound::State},
+    proto::{
+        e2e,
+        record::{self, outbound::State},
+    },
     signal::SessionRecord,
     state::{Key, Record, Row, Store as _, Table, codec, memory::MemoryStore},
 };
-use std::collections::BTreeSet;
+use prost::Message as _;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// More connections than this in a run are a fight, or a client that does not wait.
 const MOST_CONNECTIONS: u64 = 60;
@@ -53,12 +57,14 @@ fn service(world: &World, verdict: &mut Verdict) {
     {
         let text = format!("{}: {}", Judge::Protocol, anomaly.what);
         verdict.complaints.push(text);
+        let account = anomaly.conn.map(super::cover::owner_of);
+        let at = vec![(anomaly.at.micros, anomaly.what.clone())];
+        verdict.concerns(Subject::Moments { account, at });
     }
 }
 
 /// What consumers and phones have read, against what was asked for.
 fn texts(world: &World, verdict: &mut Verdict) {
-    use std::collections::BTreeMap;
     let asked: BTreeSet<(usize, &str)> = (world.asked.iter())
         .map(|(_, to, id, _)| (*to, id.as_str()))
         .collect();
@@ -80,7 +86,7 @@ fn texts(world: &World, verdict: &mut Verdict) {
                     Judge::MessageAsked,
                     message.id
                 );
-                found.push(words);
+                found.push((words, message.id.to_string()));
             }
             shown.insert(what);
         }
@@ -102,15 +108,19 @@ fn texts(world: &World, verdict: &mut Verdict) {
                 let phone = world.accounts[account].phone.as_str();
                 let times = read.get(&(phone, id.as_str())).copied().unwrap_or(0);
                 if times != 1 {
-                    found.push(format!(
+                    let words = format!(
                         "{}: phone {phone} has read {id} {times} times",
                         Judge::CopyKept
-                    ));
+                    );
+                    found.push((words, id.clone()));
                 }
             }
         }
     }
-    verdict.complaints.extend(found);
+    for (words, id) in found {
+        verdict.complaints.push(words);
+        verdict.concerns(Subject::Message { id });
+    }
 }
 
 /// Under whose name a broken rule of the service's books goes.
@@ -142,6 +152,32 @@ impl Case<'_> {
             let phone = &self.world.accounts[self.account].phone;
             let text = format!("{phone}: {judge}: {}", words());
             self.verdict.complaints.push(text);
+            let account = self.account;
+            self.verdict.concerns(Subject::Account { account });
+        }
+    }
+
+    /// As [`look`](Self::look), at a message.
+    fn look_at(&mut self, judge: Judge, id: &str, good: bool, words: impl FnOnce() -> String) {
+        self.look(judge, good, words);
+        if !good {
+            let id = id.to_owned();
+            self.verdict.concerns(Subject::Message { id });
+        }
+    }
+
+    /// As [`look`](Self::look), at what stands in two books.
+    fn look_when(
+        &mut self,
+        judge: Judge,
+        good: bool,
+        at: impl FnOnce() -> Vec<(u64, String)>,
+        words: impl FnOnce() -> String,
+    ) {
+        self.look(judge, good, words);
+        if !good {
+            let (account, at) = (Some(self.account), at());
+            self.verdict.concerns(Subject::Moments { account, at });
         }
     }
 
@@ -165,13 +201,22 @@ impl Case<'_> {
                 }
                 let durable = this.watched.outbox.get(key.id.as_str());
                 let before = durable.is_some_and(|durable| durable.0 <= first.at.micros);
-                self.look(Judge::DurableBeforeVisible, before, || {
+                let at = || {
+                    let reached = (first.at.micros, format!("{} reaches the service", key.id));
+                    let kept = durable.map(|at| (at.0, format!("{} is durable only here", key.id)));
+                    [reached].into_iter().chain(kept).collect()
+                };
+                self.look_when(Judge::DurableBeforeVisible, before, at, || {
                     format!("{} reached the service before it was durable", key.id)
                 });
                 let lost = world.ledger.losses() > 0;
+                self.look(Judge::SendOnce, log.changed == 0 || lost, || {
+                    let (id, times) = (&key.id, log.changed);
+                    format!("{id} came with other ciphertexts, {times} times")
+                });
                 let reported = told.contains(key.id.as_str());
                 if this.online {
-                    self.look(Judge::SentTold, reported || lost, || {
+                    self.look_at(Judge::SentTold, &key.id, reported || lost, || {
                         format!("{} was sent, and nobody was told", key.id)
                     });
                 }
@@ -188,10 +233,16 @@ impl Case<'_> {
                 let first = told.chain(acked.map(|(at, _)| at.micros)).min();
                 let Some(first) = first else { continue };
                 let senders = world.service.addresses(&key.sender);
-                let mut kept = (senders.iter())
+                let kept = (senders.iter())
                     .filter_map(|sender| this.watched.seen.get(&mark(sender, &key.id)));
-                let before = kept.any(|kept| kept.0 <= first);
-                self.look(Judge::AckAfterKeep, before, || {
+                let kept = kept.min();
+                let before = kept.is_some_and(|kept| kept.0 <= first);
+                let at = || {
+                    let told = (first, format!("{} is acknowledged", key.id));
+                    let kept = kept.map(|at| (at.0, format!("{} is kept only here", key.id)));
+                    [told].into_iter().chain(kept).collect()
+                };
+                self.look_when(Judge::AckAfterKeep, before, at, || {
                     format!("{} was acknowledged before it was kept", key.id)
                 });
             }
@@ -260,7 +311,7 @@ impl Case<'_> {
             });
         }
         if world.options.record {
-            let same = this.replay(world.config());
+            let same = this.replay(world.engine_config());
             self.look(Judge::Replays, same.is_ok(), || format!("{same:?}"));
         }
         let downloads = world
@@ -278,6 +329,10 @@ impl Case<'_> {
         let this = &world.accounts[self.account];
         let mut counters = record::Counters::default();
         let mut inbox = Vec::new();
+        let mut sent = BTreeMap::new();
+        let mut sessions = BTreeMap::new();
+        let mut identities = BTreeMap::new();
+        let mut setting_keys = BTreeSet::new();
         let (mut most_key, mut most_order) = (0, 0);
         for (key, row) in all_rows(&world.store, &this.id) {
             let decodes = decodes(&key, &row);
@@ -288,20 +343,51 @@ impl Case<'_> {
                 Key::Counters => counters = codec::decode(&row).unwrap_or_default(),
                 Key::PreKey(id) => most_key = most_key.max(*id),
                 Key::Inbox(seq) => inbox.push(*seq),
+                Key::Sent(id) => {
+                    let row: record::Outbound = codec::decode(&row).unwrap_or_default();
+                    sent.insert(id.to_string(), row.content.unwrap_or_default());
+                }
+                Key::Session(device) => {
+                    let session = codec::payload(&row).map(SessionRecord::decode);
+                    let identity = session.ok().and_then(|found| found.ok()?.remote_identity());
+                    if let Some(identity) = identity {
+                        sessions.insert(device.clone(), identity);
+                    }
+                }
+                Key::Identity(device) => {
+                    let row: record::Identity = codec::decode(&row).unwrap_or_default();
+                    identities.insert(device.clone(), row.key.unwrap_or_default());
+                }
+                Key::AppStateSyncKey(id) => drop(setting_keys.insert(id.to_vec())),
                 Key::Outbox(id) => {
                     let row: record::Outbound = codec::decode(&row).unwrap_or_default();
                     most_order = most_order.max(row.order.unwrap_or(0));
                     let waits = matches!(row.state(), State::Queued | State::Sealed);
-                    self.look(Judge::LiveOutbox, !waits, || format!("{id} still waits"));
+                    self.look_at(Judge::LiveOutbox, id, !waits, || {
+                        format!("{id} still waits")
+                    });
                 }
-                Key::Mailbox(id) => {
-                    self.look(Judge::LiveMailbox, false, || format!("{id} still waits"))
-                }
+                Key::Mailbox(id) => self.look_at(Judge::LiveMailbox, id, false, || {
+                    format!("{id} still waits")
+                }),
                 _ => {}
             }
         }
         self.verdict.judged.saw(Judge::LiveOutbox, 1);
         self.verdict.judged.saw(Judge::LiveMailbox, 1);
+        self.sent(&sent);
+        for (device, identity) in sessions {
+            let known = identities.get(&device);
+            let known = known.is_some_and(|known| known.as_slice() == identity.as_bytes());
+            self.look(Judge::IdentityKnown, known, || {
+                format!("the identity of {device} is not kept, its session is")
+            });
+        }
+        for id in world.service.setting_keys(&this.phone) {
+            self.look(Judge::SettingsKeysKept, setting_keys.contains(&id), || {
+                format!("key {id:?} for settings is not kept")
+            });
+        }
         let last = this.events.keys().next_back().map_or(0, |seq| seq.0);
         let next = counters.next_event.unwrap_or(1);
         self.look(Judge::CountersAhead, next > last, || {
@@ -329,6 +415,35 @@ impl Case<'_> {
                 this.acknowledged.0
             )
         });
+    }
+}
+
+impl Case<'_> {
+    /// What was sent is there to be sent again, as somebody asked for it.
+    fn sent(&mut self, kept: &BTreeMap<String, Vec<u8>>) {
+        let world = self.world;
+        // What a database has lost cannot be sent again.
+        if world.ledger.losses() > 0 {
+            return;
+        }
+        let events = world.accounts[self.account].events.values();
+        let told: BTreeSet<&str> = (events)
+            .filter_map(|event| match event {
+                Event::Sent { id, .. } => Some(id.as_str()),
+                _ => None,
+            })
+            .collect();
+        for (from, _, id, text) in &world.asked {
+            if *from != self.account || !told.contains(id.as_str()) {
+                continue;
+            }
+            let content = kept.get(id).map(Vec::as_slice);
+            let message = content.and_then(|bytes| e2e::Message::decode(bytes).ok());
+            let whole = message.is_some_and(|message| message.conversation.as_ref() == Some(text));
+            self.look(Judge::SentKept, whole, || {
+                format!("{id} was sent, and is not kept as it was asked for")
+            });
+        }
     }
 }
 

@@ -175,7 +175,13 @@ impl World {
         let this = &mut self.accounts[account];
         let mut complaints = this.places.watch(batch);
         complaints.extend(this.places.forks(&self.service, &this.phone));
-        this.complaints.extend(complaints);
+        for words in complaints {
+            let which = self.accounts[account].complaints.len();
+            self.mark(|recorder| {
+                recorder.finds(account, which, super::judges::Judge::of(&words), &words)
+            });
+            self.accounts[account].complaints.push(words);
+        }
     }
 
     fn table(&self, account: usize, table: Table) -> Vec<(Key, Record)> {

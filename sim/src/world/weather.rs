@@ -238,7 +238,7 @@ impl Kind {
     }
 
     /// Whether it concerns everybody.
-    const fn is_everywhere(self) -> bool {
+    pub(super) const fn is_everywhere(self) -> bool {
         matches!(
             self,
             Self::Stall
