@@ -110,7 +110,7 @@ fn chaos_loses_nothing() {
     let seeds: u64 = std::env::var("BATON_SEEDS")
         .ok()
         .and_then(|text| text.parse().ok())
-        .unwrap_or(60);
+        .unwrap_or(160);
     let first: u64 = std::env::var("BATON_SEED")
         .ok()
         .and_then(|text| text.parse().ok())
@@ -123,7 +123,7 @@ fn chaos_loses_nothing() {
         texts += verdict.received;
     }
     assert!(
-        texts > 20 * seeds as usize,
+        texts > 5 * seeds as usize,
         "{texts} texts in {seeds} seeds say little"
     );
 }

@@ -992,20 +992,20 @@ impl Engine {
     }
 
     fn wake(&self) -> Option<Micros> {
-        let mut wakes = vec![Some(self.held_until())];
-        match &self.phase {
-            Phase::Running => wakes.extend([
+        let wakes = match &self.phase {
+            Phase::Running => [
                 self.link.wake(),
                 self.pairing.wake(),
                 self.login.wake(&self.cx),
                 self.sends.wake().filter(|_| self.may_act()),
                 self.sync.wake().filter(|_| self.may_act()),
                 self.cx.queries.deadline(),
-            ]),
-            Phase::Stopping(_, until) => wakes.push(Some(*until)),
-            Phase::Starting | Phase::Stopped(_) => {}
-        }
-        wakes.into_iter().flatten().min()
+            ],
+            Phase::Stopping(_, until) => [Some(*until), None, None, None, None, None],
+            Phase::Starting | Phase::Stopped(_) => [None; 6],
+        };
+        let held = self.held_until();
+        Some(wakes.into_iter().flatten().fold(held, Micros::min))
     }
 
     fn why(&self) -> &'static str {

@@ -404,8 +404,8 @@ impl World {
                 ..Profile::default()
             },
             timing: Timing::default(),
-            // Small batches, so that the vault runs low in every run.
-            pre_keys: baton_core::flow::PreKeyPolicy { low: 5, batch: 20 },
+            // Small batches: each key is a row, and the vault runs low soon.
+            pre_keys: baton_core::flow::PreKeyPolicy { low: 3, batch: 10 },
             available: true,
         };
         self.options.buggify.apply(&mut config);

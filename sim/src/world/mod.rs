@@ -102,6 +102,7 @@ impl Default for Options {
             network: (500, 40_000),
             store: (100, 5_000),
             service: service::Options {
+                pre_key_threshold: 5,
                 snapshot_every: 6,
                 patches_per_answer: 3,
                 external_above: 700,
