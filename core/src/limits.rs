@@ -6,7 +6,7 @@
 //! their decision: [`Config::limits`](crate::flow::Limits), whose values for the daemon stand at the end.
 //!
 //! What decoding may cost is stated as a multiple of what comes in, and counted in `core/tests/decode_memory.rs` by an
-//! allocator that counts. `docs/security.md` lists the tests that try a limit at itself and beside it, and which have none.
+//! allocator that counts. `docs/security.md` lists the tests that try each limit at itself and beside it.
 
 // ---- frames and nodes (chapters 01 and 02) --------------------------------------------------------------------------
 
@@ -99,7 +99,7 @@ pub const HISTORY_MESSAGE: usize = 1 << 20;
 /// Bytes of one field of a chat in history, its messages apart; a longer one is passed over.
 pub const HISTORY_FIELD: usize = 4096;
 
-/// Bytes of all such fields of one chat together.
+/// Bytes of all such fields of one chat together, its id apart; what is beyond it is passed over.
 pub const HISTORY_HEAD: usize = 64 << 10;
 
 // ---- rows -----------------------------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ pub const MESSAGE_ID: usize = 255;
 
 // ---- what the service can make an engine do -------------------------------------------------------------------------
 
-/// Ciphertexts looked at in one stanza.
+/// Ciphertexts in one stanza; one with more is refused.
 pub const CIPHERTEXTS: usize = 16;
 
 /// Bytes of a decrypted message that is taken in: half of what a row can hold.
@@ -132,31 +132,33 @@ pub const MESSAGE_SENT: usize = 256 << 10;
 /// lists hundreds of devices for somebody makes one of this size.
 pub const STANZA_SENT: usize = 15 << 20;
 
-/// Children of a notification that are looked at.
+/// Children of a notification that are looked at; that there are more is reported.
 pub const NOTIFICATION_CHILDREN: usize = 64;
 
-/// Questions to the service that may be open when something of its own doing would make us ask another.
+/// Questions to the service that may be open when something of its own doing would make us ask another. What is not asked
+/// is reported, and asked when the service says it again, on the next connection at the latest.
 pub const OPEN_QUERIES: usize = 256;
 
-/// Entries of an answer (devices, bundles) that are looked at.
+/// Entries of an answer (devices, bundles) that are looked at; that there are more is reported.
 pub const ANSWER_ENTRIES: usize = 1024;
 
 /// Messages for which is counted how often they were asked for again, and how often somebody asked us.
 pub const RETRIES_COUNTED: usize = 1024;
 
-/// Requests for a message that wait for the asker's keys.
+/// Requests for a message that wait for the asker's keys, and as many that wait for the asker's address. One more is not
+/// acknowledged, so the service makes it again on the next connection.
 pub const RETRIES_WAITING: usize = 64;
 
 /// Rows asked for ahead of need.
 pub const ROWS_AHEAD: usize = 256;
 
-/// References for QR codes kept at once, and bytes of one.
+/// References for QR codes kept at once: as many as the service gives, and as there is time to show.
 pub const PAIRING_REFERENCES: usize = 6;
 
-/// Bytes of a reference for a QR code.
+/// Bytes of a reference for a QR code; that a longer one is left out is reported.
 pub const PAIRING_REFERENCE: usize = 512;
 
-/// Bytes of a name that is kept: of an author, of a phone.
+/// Bytes of a name that is kept: of an author, of a phone. What has a longer one is taken in without it.
 pub const NAME: usize = 255;
 
 // ---- the embedder's choice: the daemon's values ---------------------------------------------------------------------
@@ -170,7 +172,8 @@ pub const WORK_QUEUED: u32 = 512;
 /// Bytes of rows kept in memory.
 pub const CACHE_BYTES: u32 = 256 << 10;
 
-/// Bytes of stanzas waiting for rows and of effects waiting for a commit.
+/// Bytes of stanzas waiting for rows and of effects waiting for a commit; and bytes of messages in the outbox. What is
+/// empty takes one of any size.
 pub const GATE_BYTES: u32 = 1 << 20;
 
 /// Sends accepted and not yet acknowledged by the service.
@@ -235,6 +238,29 @@ mod tests {
         }
         let long = "1".repeat(JID_USER + 1);
         assert_eq!(Jid::new(&long, Server::Lid), Err(JidError::TooLong));
+    }
+
+    /// `docs/security.md` says which tests try a limit: of each, and of nothing else.
+    #[test]
+    fn every_limit_is_in_the_table_of_its_tests() {
+        let source = include_str!("limits.rs").lines();
+        let constants: Vec<&str> = source
+            .filter_map(|line| line.strip_prefix("pub const ")?.split(':').next())
+            .collect();
+        assert!(constants.len() > 40, "{constants:?}");
+        let table = include_str!("../../docs/security.md").lines();
+        let rows = table.skip_while(|line| !line.starts_with("| limit "));
+        let rows = rows.skip(2).take_while(|line| line.starts_with('|'));
+        let mut named: Vec<&str> = rows
+            .filter_map(|row| row.split('|').nth(1))
+            .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+            .collect();
+        for constant in &constants {
+            let before = named.len();
+            named.retain(|name| name != constant);
+            assert_eq!(before - named.len(), 1, "rows that name {constant}");
+        }
+        assert_eq!(named, [""; 0], "no limits");
     }
 
     /// What the daemon runs with is what stands here.

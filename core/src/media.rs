@@ -413,6 +413,35 @@ mod tests {
         }
     }
 
+    /// What is held until it is known to be what it was is one part, never more.
+    #[test]
+    fn a_part_ends_at_its_limit() {
+        use crate::limits::MEDIA_PART;
+        let file = encrypt(MediaKind::History, &[3; 32], &vec![7; 3 * MEDIA_PART]);
+        let expected = Expected {
+            most: 1 << 30,
+            ..Default::default()
+        };
+        let mut survey = Survey::new(MediaKind::History, &[3; 32], expected);
+        survey.push(&file, &mut Vec::new()).unwrap();
+        let mut guard = survey.finish(&mut Vec::new()).unwrap();
+        let mut out = Vec::new();
+        for (upto, passed, held) in [
+            (MEDIA_PART - 1, 0, MEDIA_PART - 1),
+            (MEDIA_PART, MEDIA_PART, 0),
+            (MEDIA_PART + 1, MEDIA_PART, 1),
+            (3 * MEDIA_PART - 1, 2 * MEDIA_PART, MEDIA_PART - 1),
+            (file.len(), 3 * MEDIA_PART, file.len() - 3 * MEDIA_PART),
+        ] {
+            let had = out.len() + guard.held.len();
+            guard.push(&file[had..upto], &mut out).unwrap();
+            assert_eq!((out.len(), guard.held.len()), (passed, held), "{upto}");
+            assert!(guard.held.capacity() <= 2 * MEDIA_PART);
+        }
+        guard.finish(&mut out).unwrap();
+        assert_eq!(out, file);
+    }
+
     /// A second reading lets through exactly the first one, in parts, and nothing of a part that differs.
     #[test]
     fn the_second_reading_is_the_first() {

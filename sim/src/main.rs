@@ -75,13 +75,19 @@ struct Serve {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    // Simulated networks open a span for each host in each tick, which nobody wants to see.
+    let level = match command {
+        Command::Serve(_) => "info",
+        _ => "warn",
+    };
     let filter =
-        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
-    let serve = match Cli::parse().command {
+    let serve = match command {
         Command::Serve(serve) => serve,
         Command::Run(options) => return cli::run::run(&options),
         Command::Diff(options) => return cli::diff::run(&options),

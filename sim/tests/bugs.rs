@@ -4,8 +4,9 @@
 use sim::{
     service::{DeviceId, faults::Fault},
     tier_b::{Bug, Kind, Plan, Setup, World, run_with},
-    world::Verdict,
+    world::{self, Verdict, bugs::Pair, judges::Judge, report::Report},
 };
+use std::collections::BTreeSet;
 
 #[test]
 fn a_send_that_leaves_before_its_commit() {
@@ -141,4 +142,53 @@ fn is_found(bug: Bug, guilty: impl Fn(&Verdict) -> bool) {
         said.extend(verdict.complaints);
     }
     panic!("{bug:?} was not found in 300 seeds; other complaints: {said:#?}");
+}
+
+// ---- tier A
+
+fn guilty(
+    seed: u64,
+    bug: world::bugs::Bug,
+    second_bug: Option<world::bugs::Bug>,
+) -> BTreeSet<Judge> {
+    let mut plan = world::plan::Plan::draw(seed);
+    (plan.bug, plan.second_bug) = (Some(bug), second_bug);
+    Report::of(plan).guilty()
+}
+
+/// A few of each sort, and cheap ones; `sim bugs` tries all.
+#[test]
+fn mistakes_of_tier_a_are_found_by_the_judge_that_is_there_for_them() {
+    use world::bugs::Bug;
+    for (bug, judge, bound) in [
+        (Bug::ForgetsSent, Judge::SentKept, 4),
+        (Bug::EmptyWhenAsked, Judge::SentKept, 4),
+        (Bug::ForgetsIdentities, Judge::IdentityKnown, 4),
+        (Bug::ForgetsSettingsKeys, Judge::SettingsKeysKept, 4),
+        (Bug::WriteBehind, Judge::CommitTold, 4),
+        (Bug::CommandsLost, Judge::ReplyOnce, 4),
+        (Bug::IdentityRemade, Judge::IdentityKept, 8),
+        (Bug::LidAsPhone, Judge::SendTaken, 8),
+    ] {
+        let found = (0..bound).any(|seed| guilty(seed, bug, None).contains(&judge));
+        assert!(found, "{bug} was not found by {judge} in {bound} seeds");
+    }
+}
+
+/// The page is made by `sim bugs --markdown`; whoever adds a mistake has to make it anew.
+#[test]
+fn the_page_names_every_mistake_and_every_pair() {
+    let page = include_str!("../../docs/bugs.md");
+    for bug in world::bugs::Bug::mistakes() {
+        let row = format!("| `{bug}` | {} |", bug.words());
+        assert!(page.contains(&row), "docs/bugs.md has no row of {bug}");
+    }
+    for pair in Pair::ALL {
+        let row = format!("| `{}` + `{}` | {} |", pair.bug, pair.off, pair.words);
+        assert!(page.contains(&row), "docs/bugs.md has no row of {pair:?}");
+    }
+    assert!(
+        !page.contains("**nobody**"),
+        "docs/bugs.md has mistakes that nobody finds"
+    );
 }

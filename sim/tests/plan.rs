@@ -6,7 +6,7 @@ use sim::world::{
     chaos,
     cover::Point,
     judges::Judge,
-    plan::Plan,
+    plan::{Buggify, Plan},
     report::{Batch, Report},
     shrink::shrink,
     weather::{Fault, Kind},
@@ -61,6 +61,38 @@ fn a_fault_without_effect_is_said_and_changes_nothing() {
     assert_ne!(without.trace, with.trace);
     assert_eq!(with.effects, [0, 1]);
     assert!(with.is_good(), "{with}");
+}
+
+/// Two batches in one commit whose answer is lost: both are sent again, and the older one does not come back with it.
+#[test]
+fn a_commit_of_two_batches_may_be_sent_again() {
+    let plan = Plan {
+        seed: 1718,
+        accounts: 2,
+        network: (500, 80_000),
+        store: (100, 30_001),
+        buggify: Buggify::default(),
+        bug: None,
+        crypto: None,
+        work: Vec::new(),
+        faults: vec![
+            Fault {
+                at: 232_028,
+                lasts: 1_593_868,
+                ..fault(0, Kind::DatabaseRestart)
+            },
+            Fault {
+                at: 1_287_913,
+                lasts: 57_501,
+                ..fault(0, Kind::AnswerLost)
+            },
+        ],
+        heals: 2_825_896,
+        reconnect: false,
+    };
+    let report = Report::of(plan);
+    assert!(report.cover.count(Point::CommitAgain) > 1, "{report}");
+    assert!(report.is_good(), "{report}");
 }
 
 /// Every delay of a connection is its own: another account's trouble does not move it.

@@ -24,6 +24,8 @@ mod recovery;
 mod snapshot;
 
 #[cfg(test)]
+mod bounds;
+#[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod vectors;

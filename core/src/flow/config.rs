@@ -30,8 +30,10 @@ pub struct Limits {
     pub work_queued: NonZeroU32,
     /// Bytes of rows kept in memory, beside rows with an unfinished write and the rows of the work that is next.
     pub cache_bytes: NonZeroU32,
-    /// Bytes of stanzas waiting for rows and of effects waiting for a commit; beyond it no bytes are asked for, and none
-    /// that are here already are looked at.
+    /// Bytes of stanzas waiting for rows and of effects waiting for a commit: once they are reached no bytes are asked for,
+    /// and none that are here already are looked at. Also bytes of messages in the outbox; beyond them commands are
+    /// answered `Busy`. What is empty takes one thing of any size, however small this is: so nothing that is allowed at all
+    /// is refused for ever, and the bound is this and one stanza, or one message of 256 KiB.
     pub gate_bytes: NonZeroU32,
     /// Largest frame accepted, at most 2^24 - 1.
     pub frame_bytes: NonZeroU32,

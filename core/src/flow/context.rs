@@ -276,7 +276,8 @@ impl Context {
     }
 
     fn encode(&mut self, node: &Node) -> Option<Vec<u8>> {
-        let mut payload = Vec::new();
+        // Most have less, so that it is not moved while it grows.
+        let mut payload = Vec::with_capacity(128);
         match node::encode(node, &mut payload) {
             Ok(()) => Some(payload),
             Err(error) => {

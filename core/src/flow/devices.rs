@@ -15,7 +15,8 @@ use crate::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// More entries than this in one answer are not looked at: we ask for two users, or for their devices.
+/// More entries than this in one answer are not looked at, and said so: we ask for two users, or for their devices, of
+/// which nobody has more than 256.
 const ENTRIES: usize = crate::limits::ANSWER_ENTRIES;
 
 /// Asks for the device lists and LIDs of users.
@@ -58,6 +59,8 @@ pub(crate) fn devices_answered(cx: &mut Context, asked: &[Jid], stanza: &Node) -
             learn(cx, phone, lid.user());
         }
         let devices = entry.and_then(|entry| entry.find("devices"));
+        let count = devices.and_then(|devices| devices.find("device-list"));
+        said_if_long(cx, count.map_or(&[], Node::nodes));
         let list = record::DeviceList {
             devices: devices.map(listed).unwrap_or_default(),
             fetched_at: Some(cx.unix()),
@@ -103,6 +106,20 @@ fn listed(devices: &Node) -> Vec<record::ListedDevice> {
                 key_index,
             })
         })
+        .collect()
+}
+
+fn said_if_long(cx: &mut Context, entries: &[Node]) {
+    if entries.len() > ENTRIES {
+        cx.protocol_error("an answer with more entries than are looked at");
+    }
+}
+
+fn by_device(users: &[Node]) -> BTreeMap<Jid, &Node> {
+    users
+        .iter()
+        .take(ENTRIES)
+        .filter_map(|entry| Some((entry.get_jid("jid")?, entry)))
         .collect()
 }
 
@@ -168,11 +185,8 @@ pub(crate) fn bundle_needs(devices: &[Jid]) -> Vec<Key> {
 /// Takes in bundles: a session for each device whose bundle is sound. Returns the devices that got one.
 pub(crate) fn bundles_answered(cx: &mut Context, asked: &[Jid], stanza: &Node) -> Vec<Jid> {
     let users: &[Node] = stanza.find("list").map_or(&[], Node::nodes);
-    let users: BTreeMap<Jid, &Node> = users
-        .iter()
-        .take(ENTRIES)
-        .filter_map(|entry| Some((entry.get_jid("jid")?, entry)))
-        .collect();
+    said_if_long(cx, users);
+    let users = by_device(users);
     let mut reached = Vec::new();
     for device in asked {
         let Some(entry) = users
@@ -293,4 +307,31 @@ pub(crate) fn trust(cx: &mut Context, device: &Jid, identity: &PublicKey) -> boo
         });
     }
     changed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::ANSWER_ENTRIES;
+
+    /// The last entry that counts is the one at the limit.
+    #[test]
+    fn an_answer_ends_at_its_limit() {
+        for (before, found) in [
+            (ANSWER_ENTRIES - 2, true),
+            (ANSWER_ENTRIES - 1, true),
+            (ANSWER_ENTRIES, false),
+        ] {
+            let device = Node::new("device").attr("id", 0u64);
+            let list = vec![Node::new("nothing"); before];
+            let list = Node::new("device-list").children(list).child(device);
+            let listed = listed(&Node::new("devices").child(list));
+            assert_eq!(listed.len(), usize::from(found), "{before}");
+
+            let jid = Jid::lid("100000000000001").unwrap();
+            let mut users = vec![Node::new("user"); before];
+            users.push(Node::new("user").attr("jid", &jid));
+            assert_eq!(by_device(&users).contains_key(&jid), found, "{before}");
+        }
+    }
 }

@@ -8,10 +8,12 @@ use super::{
 };
 use crate::{appstate::Collection, jid::Jid, state::Key, wire::node::Node};
 
-/// More children than this are not looked at.
+/// More children than this are not looked at, and said so. Nothing is lost with them: what has changed is found out on
+/// the next connection, or when the service says that a message reached other devices than we thought.
 const CHILDREN: usize = crate::limits::NOTIFICATION_CHILDREN;
 
-/// Nothing that the service can make us ask is asked while so many questions are open.
+/// Nothing that the service can make us ask is asked while so many questions are open. What is not asked is said so, and
+/// comes again on the next connection.
 const QUERIES: usize = crate::limits::OPEN_QUERIES;
 
 /// What a stanza asks the engine to do beyond this module.
@@ -56,12 +58,9 @@ pub(crate) fn notification(cx: &mut Context, stanza: &Node) -> Wish {
         }
         ("devices", Some(from)) => {
             let lid = stanza.get_jid("lid");
-            let twins = stanza
-                .nodes()
-                .iter()
-                .flat_map(Node::nodes)
-                .filter_map(|device| device.get_jid("lid"))
-                .take(CHILDREN);
+            let devices = stanza.nodes().iter().flat_map(Node::nodes);
+            let twins = devices.filter_map(|device| device.get_jid("lid"));
+            let twins = first(cx, twins);
             devices::forget(
                 cx,
                 [Some(from.clone()), lid].into_iter().flatten().chain(twins),
@@ -69,8 +68,8 @@ pub(crate) fn notification(cx: &mut Context, stanza: &Node) -> Wish {
         }
         // From us as well: then it says nothing new.
         ("server_sync", _) => {
-            let named = stanza.find_all("collection").take(CHILDREN);
-            let changed = named.filter_map(|node| {
+            let named = first(cx, stanza.find_all("collection"));
+            let changed = named.into_iter().filter_map(|node| {
                 let collection = node.get_string("name")?.parse().ok()?;
                 Some((collection, node.get_u64("version")))
             });
@@ -87,10 +86,19 @@ pub(crate) fn notification(cx: &mut Context, stanza: &Node) -> Wish {
     wish
 }
 
+/// Of what a notification lists, as much as is looked at.
+fn first<T>(cx: &mut Context, mut listed: impl Iterator<Item = T>) -> Vec<T> {
+    let looked_at = listed.by_ref().take(CHILDREN).collect();
+    if listed.next().is_some() {
+        cx.protocol_error("a notification that lists more than is looked at");
+    }
+    looked_at
+}
+
 /// `<ib>`: never acknowledged.
 pub(crate) fn information(cx: &mut Context, login: &Login, stanza: &Node) -> Wish {
     let mut wish = Wish::Nothing;
-    for child in stanza.nodes().iter().take(CHILDREN) {
+    for child in first(cx, stanza.nodes().iter()) {
         match child.tag() {
             "offline" => return Wish::Online,
             "offline_preview" if child.get_u64("count").unwrap_or(0) > 0 => {
@@ -109,7 +117,10 @@ pub(crate) fn information(cx: &mut Context, login: &Login, stanza: &Node) -> Wis
                     cx.save_account();
                 }
             }
-            "dirty" if login.is_logged_in() && cx.queries.len() < QUERIES => {
+            "dirty" if login.is_logged_in() && cx.queries.len() >= QUERIES => {
+                cx.protocol_error("more questions are due than are asked at once");
+            }
+            "dirty" if login.is_logged_in() => {
                 if let Some(kind) = child.get_string("type") {
                     if kind == "syncd_app_state" {
                         let all = Collection::ALL.map(|collection| (collection, None));

@@ -72,11 +72,11 @@ impl Pairing {
             .find("pair-device")
             .into_iter()
             .flat_map(|node| node.find_all("ref"));
-        self.references = references
-            .take(REFERENCES)
-            .filter_map(|node| String::from_utf8(node.data()?.to_vec()).ok())
-            .filter(|reference| (1..=REFERENCE_BYTES).contains(&reference.len()))
-            .collect();
+        let given: Vec<&Node> = references.take(REFERENCES).collect();
+        self.references = given.iter().filter_map(|node| reference(node)).collect();
+        if self.references.len() < given.len() {
+            cx.protocol_error("a reference that makes no code, which is left out");
+        }
         self.rotate_at = None;
         self.rotate(cx, link);
     }
@@ -155,11 +155,7 @@ impl Pairing {
             .filter(Jid::is_pn)
             .ok_or(adv::AdvError::Malformed)?;
         let lid = device.get_jid("lid").filter(Jid::is_lid);
-        let name = |tag| {
-            let name = success.find(tag)?.get_string("name")?;
-            (name.len() <= NAME_BYTES).then_some(name)
-        };
-        let platform = name("platform").unwrap_or_default();
+        let platform = name(success, "platform").unwrap_or_default();
 
         let accepted = adv::accept(
             container,
@@ -174,7 +170,7 @@ impl Pairing {
         account.adv = Some(accepted.full);
         account.platform = Some(platform.clone());
         if account.push_name.is_none() {
-            account.push_name = name("biz");
+            account.push_name = name(success, "biz");
         }
         cx.save_account();
         // Of a former life, if the account was linked before.
@@ -227,6 +223,20 @@ impl Pairing {
     }
 }
 
+/// What one of the first references says, if a code can be made of it. Those behind the first are for nobody: as many
+/// codes as there is time for come of these.
+fn reference(node: &Node) -> Option<String> {
+    String::from_utf8(node.data()?.to_vec())
+        .ok()
+        .filter(|reference| (1..=REFERENCE_BYTES).contains(&reference.len()))
+}
+
+/// What the phone says that it or its owner is called. Only shown: one that is too long is left out.
+fn name(success: &Node, tag: &str) -> Option<String> {
+    let name = success.find(tag)?.get_string("name")?;
+    (name.len() <= NAME_BYTES).then_some(name)
+}
+
 /// The answer to an `<iq>` of the service, without content.
 pub(crate) fn reply_to(stanza: &Node, kind: &'static str) -> Node {
     Node::new("iq")
@@ -246,4 +256,31 @@ pub(crate) fn decline(cx: &mut Context, stanza: &Node) {
         .attr("code", 501u64)
         .attr("text", "feature-not-implemented");
     cx.send_urgent(&reply_to(stanza, "error").child(error));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::{NAME, PAIRING_REFERENCE};
+
+    #[test]
+    fn a_reference_ends_at_its_limit() {
+        let of = |length: usize| reference(&Node::new("ref").bytes(vec![b'x'; length]));
+        for length in [1, PAIRING_REFERENCE - 1, PAIRING_REFERENCE] {
+            assert_eq!(of(length).map(|text| text.len()), Some(length));
+        }
+        assert_eq!((of(0), of(PAIRING_REFERENCE + 1)), (None, None));
+    }
+
+    #[test]
+    fn a_name_of_the_phone_ends_at_its_limit() {
+        let of = |length: usize| {
+            let biz = Node::new("biz").attr("name", "x".repeat(length));
+            name(&Node::new("pair-success").child(biz), "biz")
+        };
+        for length in [NAME - 1, NAME] {
+            assert_eq!(of(length).map(|text| text.len()), Some(length));
+        }
+        assert_eq!(of(NAME + 1), None);
+    }
 }

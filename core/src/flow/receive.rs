@@ -16,7 +16,7 @@ use crate::{
 };
 use prost::Message as _;
 
-/// More ciphertexts than this in one stanza are not looked at.
+/// A stanza with more ciphertexts than this is refused: what is in the rest would be lost unseen.
 const CIPHERTEXTS: usize = crate::limits::CIPHERTEXTS;
 
 /// Longest decrypted message that is taken in: half of what a row can hold.
@@ -55,7 +55,7 @@ impl Incoming {
     pub(crate) fn read(cx: &Context, stanza: &Node) -> Option<Self> {
         let id = stanza
             .get_string("id")
-            .filter(|id| !id.is_empty() && id.len() <= 255)?;
+            .filter(|id| !id.is_empty() && id.len() <= crate::limits::MESSAGE_ID)?;
         let from = stanza.get_jid("from")?;
         let in_group = from.is_group() || from.is_broadcast();
         let sender = normal(if in_group {
@@ -178,6 +178,10 @@ fn mark(sender: &Jid, id: &str) -> Key {
     ]))
 }
 
+fn has_too_many_ciphertexts(stanza: &Node) -> bool {
+    stanza.find_all("enc").nth(CIPHERTEXTS).is_some()
+}
+
 fn ciphertexts(stanza: &Node) -> impl Iterator<Item = (&Node, &str, &[u8])> {
     let all = stanza.find_all("enc").take(CIPHERTEXTS);
     all.filter_map(|enc| Some((enc, enc.get_str("type")?, enc.data()?)))
@@ -281,10 +285,13 @@ pub(crate) fn message(cx: &mut Context, retries: &mut Retries, stanza: &Node) {
         return;
     }
     let mut texts = Vec::new();
-    let mut failure = None;
+    let mut failure = has_too_many_ciphertexts(stanza).then_some(Failure::Refuse(NACK_PARSING));
     let mut had = false;
     // The pairwise ciphertexts first: one of them may carry the sender key that the others need.
-    let mut parts: Vec<(&Node, &str, &[u8])> = ciphertexts(stanza).collect();
+    let mut parts: Vec<(&Node, &str, &[u8])> = match failure {
+        None => ciphertexts(stanza).collect(),
+        Some(_) => Vec::new(),
+    };
     parts.sort_by_key(|(_, kind, _)| *kind == "skmsg");
     for (enc, kind, bytes) in parts {
         let result = match kind {
@@ -459,7 +466,7 @@ fn group_message(
         .read_with(&key, sender_key_from)
         .ok_or(Failure::Retry(1, true))?;
     let padded = sender_key
-        .decrypt(bytes)
+        .decrypt_within(limits(incoming), bytes)
         .map_err(|error| match Failure::from(error) {
             Failure::Retry(reason, _) => Failure::Retry(reason, true),
             other => other,
@@ -578,6 +585,10 @@ fn from_phone(cx: &mut Context, id: &MessageId, protocol: &e2e::ProtocolMessage)
     taken
 }
 
+fn is_name(name: &str) -> bool {
+    name.len() <= NAME_BYTES
+}
+
 fn show(
     cx: &mut Context,
     stanza: &Node,
@@ -595,6 +606,10 @@ fn show(
         } = incoming;
         sync::secret_shown(cx, chat, sender, id, &decoded);
     }
+    let name = stanza.get_string("notify").filter(|name| name != "-");
+    if name.as_ref().is_some_and(|name| !is_name(name)) {
+        cx.protocol_error("a message whose author's name is too long, which is left out");
+    }
     let message = Message {
         id: incoming.id.clone(),
         chat: incoming.chat.clone(),
@@ -602,9 +617,7 @@ fn show(
         sender_alt: incoming.alt.clone(),
         from_me: incoming.from_me,
         at,
-        push_name: stanza
-            .get_string("notify")
-            .filter(|name| name != "-" && name.len() <= NAME_BYTES),
+        push_name: name.filter(|name| is_name(name)),
         offline: stanza.get("offline").is_some(),
         peer: incoming.peer,
         text: inbox::text_of(&content),
@@ -640,4 +653,53 @@ fn receipt(cx: &mut Context, stanza: &Node, incoming: &Incoming) {
         .attr_opt("recipient", recipient)
         .attr_opt("context", status.then_some("status"));
     cx.send(&receipt);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::NAME;
+
+    #[test]
+    fn only_own_devices_may_jump_far() {
+        let me: Jid = "100000000000001:2@lid".parse().unwrap();
+        let mut incoming = Incoming {
+            id: "x".into(),
+            from: me.clone(),
+            chat: me.bare(),
+            sender: me,
+            alt: None,
+            from_me: false,
+            peer: false,
+        };
+        assert_eq!(limits(&incoming), signal::Limits::PEER);
+        incoming.from_me = true;
+        assert_eq!(limits(&incoming), signal::Limits::OWN_DEVICE);
+        let far = [signal::Limits::PEER, signal::Limits::OWN_DEVICE];
+        assert_eq!(
+            far.map(|limits| limits.forward_jump),
+            [crate::limits::FORWARD_JUMP, crate::limits::FORWARD_JUMP_OWN]
+        );
+    }
+
+    #[test]
+    fn ciphertexts_end_at_their_limit() {
+        for (count, refused) in [
+            (CIPHERTEXTS - 1, false),
+            (CIPHERTEXTS, false),
+            (CIPHERTEXTS + 1, true),
+        ] {
+            let enc = Node::new("enc").attr("type", "msg").bytes(vec![1]);
+            let stanza = Node::new("message").children(vec![enc; count]);
+            assert_eq!(has_too_many_ciphertexts(&stanza), refused, "{count}");
+            assert_eq!(ciphertexts(&stanza).count(), count.min(CIPHERTEXTS));
+        }
+        assert_eq!(CIPHERTEXTS, crate::limits::CIPHERTEXTS);
+    }
+
+    #[test]
+    fn a_name_ends_at_its_limit() {
+        assert!(is_name(&"x".repeat(NAME - 1)) && is_name(&"x".repeat(NAME)));
+        assert!(!is_name(&"x".repeat(NAME + 1)));
+    }
 }

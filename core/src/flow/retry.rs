@@ -216,14 +216,7 @@ impl Retries {
                 // Not acknowledged: it comes again on the next connection.
                 return false;
             }
-            if self.recreated.len() >= REMEMBERED {
-                let now = cx.now.mono;
-                self.recreated.retain(|_, at| now.since(*at) < RECREATE);
-                if self.recreated.len() >= REMEMBERED {
-                    self.recreated.pop_first();
-                }
-            }
-            self.recreated.insert(address.clone(), cx.now.mono);
+            self.note_recreated(address.clone(), cx.now.mono);
             self.waiting.push((address.clone(), stanza.clone()));
             if !cx
                 .queries
@@ -258,6 +251,17 @@ impl Retries {
         cx.send(&copy);
         cx.stats.retries_answered += 1;
         true
+    }
+
+    /// Notes when a session was replaced. What is forgotten can be replaced again too early, no more than that.
+    fn note_recreated(&mut self, device: Jid, now: Micros) {
+        if self.recreated.len() >= REMEMBERED {
+            self.recreated.retain(|_, at| now.since(*at) < RECREATE);
+            if self.recreated.len() >= REMEMBERED {
+                self.recreated.pop_first();
+            }
+        }
+        self.recreated.insert(device, now);
     }
 
     fn ask_devices(&mut self, cx: &mut Context, user: Jid, stanza: &Node) {
@@ -377,6 +381,46 @@ mod tests {
         }
         assert_eq!(counts.raise(&device, &"a".into(), 0), 1);
         assert_eq!(counts.by_message.len(), REMEMBERED);
+    }
+
+    #[test]
+    fn counts_end_at_their_limit() {
+        use crate::limits::RETRIES_COUNTED;
+        let device = Jid::lid("100000000000001").unwrap();
+        for (others, kept) in [
+            (RETRIES_COUNTED - 2, true),
+            (RETRIES_COUNTED - 1, true),
+            (RETRIES_COUNTED, false),
+        ] {
+            let mut counts = Counts::default();
+            counts.raise(&device, &"a".into(), 0);
+            for n in 0..others {
+                counts.raise(&device, &format!("x{n}").into(), 0);
+            }
+            assert_eq!(counts.by_message.len(), RETRIES_COUNTED.min(others + 1));
+            let again = counts.raise(&device, &"a".into(), 0);
+            assert_eq!(again == 2, kept, "{others}");
+        }
+    }
+
+    #[test]
+    fn replaced_sessions_end_at_the_same_limit_and_old_ones_go_first() {
+        use crate::limits::RETRIES_COUNTED;
+        let device = |n: usize| Jid::lid(&format!("{}", 100_000_000_000_000 + n)).unwrap();
+        let mut retries = Retries::default();
+        // The last one is old, the others are not.
+        retries.note_recreated(device(RETRIES_COUNTED), Micros(0));
+        for n in 1..RETRIES_COUNTED {
+            retries.note_recreated(device(n), RECREATE);
+        }
+        assert_eq!(retries.recreated.len(), RETRIES_COUNTED);
+        assert!(retries.recreated.contains_key(&device(RETRIES_COUNTED)));
+        retries.note_recreated(device(0), RECREATE);
+        assert_eq!(retries.recreated.len(), RETRIES_COUNTED);
+        assert!(!retries.recreated.contains_key(&device(RETRIES_COUNTED)));
+        retries.note_recreated(device(RETRIES_COUNTED + 1), RECREATE);
+        assert_eq!(retries.recreated.len(), RETRIES_COUNTED);
+        assert!(!retries.recreated.contains_key(&device(0)));
     }
 
     #[test]

@@ -37,18 +37,14 @@ pub struct HistoryReader {
     at: usize,
     inflate: Decompress,
     inflated: bool,
+    /// Most bytes that are inflated.
+    most: u64,
     parser: Parser,
 }
 
 impl Default for HistoryReader {
     fn default() -> Self {
-        Self {
-            compressed: Vec::new(),
-            at: 0,
-            inflate: Decompress::new(true),
-            inflated: false,
-            parser: Parser::default(),
-        }
+        Self::within(INFLATED_BYTES)
     }
 }
 
@@ -59,6 +55,18 @@ impl std::fmt::Debug for HistoryReader {
 }
 
 impl HistoryReader {
+    /// A reader of chunks that inflate to so many bytes at most.
+    fn within(most: u64) -> Self {
+        Self {
+            compressed: Vec::new(),
+            at: 0,
+            inflate: Decompress::new(true),
+            inflated: false,
+            most,
+            parser: Parser::default(),
+        }
+    }
+
     /// Where the next compressed bytes are to be appended. They are held until [`next`](Self::next) has used them, so
     /// give no more before it has said `None`.
     pub fn input(&mut self) -> &mut Vec<u8> {
@@ -89,7 +97,7 @@ impl HistoryReader {
                 .map_err(|_| HistoryError::Inflate)?;
             let eaten = self.inflate.total_in() - before_in;
             self.at += usize::try_from(eaten).unwrap_or(0);
-            if self.inflate.total_out() > INFLATED_BYTES {
+            if self.inflate.total_out() > self.most {
                 return Err(HistoryError::TooLong);
             }
             let stuck = eaten == 0 && self.inflate.total_out() == before_out;
@@ -120,5 +128,32 @@ impl HistoryReader {
     #[must_use]
     pub fn skipped(&self) -> u64 {
         self.parser.skipped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flate2::{Compression, write::ZlibEncoder};
+    use std::io::Write as _;
+
+    #[test]
+    fn a_chunk_ends_at_what_it_may_inflate_to() {
+        // A field that nobody knows: its head has 4 bytes.
+        let plain = [&[0x22, 0x80, 0x80, 0x10][..], &vec![0; 1 << 18]].concat();
+        let length = plain.len() as u64;
+        let mut packed = ZlibEncoder::new(Vec::new(), Compression::fast());
+        packed.write_all(&plain).unwrap();
+        let packed = packed.finish().unwrap();
+        let read = |most: u64| {
+            let mut reader = HistoryReader::within(most);
+            reader.input().extend_from_slice(&packed);
+            while reader.next()?.is_some() {}
+            reader.finish()
+        };
+        assert_eq!(read(length + 1), Ok(()));
+        assert_eq!(read(length), Ok(()));
+        assert_eq!(read(length - 1), Err(HistoryError::TooLong));
+        assert_eq!(HistoryReader::default().most, crate::limits::HISTORY);
     }
 }

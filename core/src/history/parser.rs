@@ -101,7 +101,8 @@ impl Parser {
                 && let Some(chat) = self.chat.take()
             {
                 match Conversation::decode(chat.head.as_slice()) {
-                    Ok(conversation) if !chat.id.is_empty() => {
+                    Ok(mut conversation) if !chat.id.is_empty() => {
+                        conversation.id = Some(chat.id);
                         return Ok(Some(Piece::Chat(Box::new(conversation))));
                     }
                     _ => self.skipped += 1,
@@ -161,11 +162,13 @@ impl Parser {
                     _ => None,
                 },
                 (Some(chat), number, wire) => {
+                    // Whose chat it is, is known however much else there is.
                     if (number, wire) == (1, 2) {
                         chat.id = String::from_utf8(value.to_vec()).unwrap_or_default();
-                    }
-                    if chat.head.len() + bytes.len() <= HEAD_BYTES {
+                    } else if chat.head.len() + bytes.len() <= HEAD_BYTES {
                         chat.head.extend_from_slice(bytes);
+                    } else {
+                        self.skipped += 1;
                     }
                     self.at = end;
                     continue;
@@ -338,6 +341,82 @@ mod tests {
         assert!(most < 10_000, "{most} bytes were held");
         // The chat is there, without them.
         assert!(pieces[0].starts_with("Chat("), "{}", pieces[0]);
+    }
+
+    fn field(tag: u8, value: &[u8]) -> Vec<u8> {
+        let mut out = vec![tag];
+        prost::encoding::encode_varint(value.len() as u64, &mut out);
+        [&out, value].concat()
+    }
+
+    /// What comes out of a chunk, and how much was passed over.
+    fn count(bytes: &[u8]) -> (usize, u64) {
+        let mut parser = Parser::default();
+        parser.push(bytes);
+        let mut pieces = 0;
+        while parser.next().unwrap().is_some() {
+            pieces += 1;
+        }
+        assert!(parser.is_complete());
+        (pieces, parser.skipped)
+    }
+
+    #[test]
+    fn a_message_and_a_field_end_at_their_limits() {
+        use crate::limits::{HISTORY_FIELD, HISTORY_MESSAGE};
+        let beside = |limit: usize| [(limit - 1, true), (limit, true), (limit + 1, false)];
+        for (length, taken) in beside(HISTORY_MESSAGE) {
+            let expected = (usize::from(taken), u64::from(!taken));
+            // A status; and a message in a chat, which is a piece of its own behind it.
+            assert_eq!(count(&field(0x1a, &vec![0; length])), expected, "{length}");
+            let inside = length - 4;
+            let message = field(0x0a, &vec![0; inside]);
+            assert_eq!(message.len(), length);
+            let chat = [field(0x0a, b"1@s.whatsapp.net"), field(0x12, &message)].concat();
+            let expected = (expected.0 + 1, expected.1);
+            assert_eq!(count(&field(0x12, &chat)), expected, "{length}");
+        }
+        for (length, taken) in beside(HISTORY_FIELD) {
+            let expected = (usize::from(taken), u64::from(!taken));
+            let name = field(0x12, &vec![b'x'; length - 3]);
+            assert_eq!(name.len(), length);
+            // A name; a LID; and the name of a chat.
+            assert_eq!(count(&field(0x3a, &name)), expected, "{length}");
+            assert_eq!(count(&field(0x7a, &name)), expected, "{length}");
+            let name = field(0x6a, &vec![b'x'; length]);
+            let chat = [field(0x0a, b"1@s.whatsapp.net"), name].concat();
+            assert_eq!(count(&field(0x12, &chat)), (1, expected.1), "{length}");
+        }
+    }
+
+    /// All fields of a chat but its messages, up to the limit together: what is beyond it is counted, and the chat is
+    /// there without it.
+    #[test]
+    fn the_fields_of_a_chat_end_at_their_limit() {
+        use crate::limits::HISTORY_HEAD;
+        let id = field(0x0a, b"1@s.whatsapp.net");
+        for (length, skipped) in [
+            (HISTORY_HEAD - 1, 0),
+            (HISTORY_HEAD, 0),
+            (HISTORY_HEAD + 1, 1),
+        ] {
+            let mut chat = Vec::new();
+            while chat.len() + 2000 < length {
+                chat.extend(field(0x6a, &[b'x'; 1000]));
+            }
+            let rest = length - chat.len() - 3;
+            chat.extend(field(0x6a, &vec![b'y'; rest]));
+            assert_eq!(chat.len(), length);
+            let mut parser = Parser::default();
+            parser.push(&field(0x12, &[&chat[..], &id].concat()));
+            let Ok(Some(Piece::Chat(read))) = parser.next() else {
+                panic!("no chat");
+            };
+            assert_eq!(read.id.as_deref(), Some("1@s.whatsapp.net"));
+            let last = read.name.as_deref().and_then(|name| name.chars().next());
+            assert_eq!(last, Some(if skipped == 0 { 'y' } else { 'x' }));
+            assert_eq!(parser.skipped, skipped, "{length}");
+        }
     }
 
     #[test]

@@ -26,6 +26,8 @@ mod wire;
 mod x3dh;
 
 #[cfg(test)]
+mod bounds;
+#[cfg(test)]
 mod burnt;
 #[cfg(test)]
 mod properties;

@@ -10,7 +10,7 @@ pub const MAX_PRE_KEY_ID: u32 = (1 << 24) - 1;
 /// Bytes of a message id.
 pub const MAX_MESSAGE_ID: usize = crate::limits::MESSAGE_ID;
 /// Bytes of the id of an app-state sync key.
-pub const MAX_SYNC_KEY_ID: usize = 64;
+pub const MAX_SYNC_KEY_ID: usize = crate::limits::SYNC_KEY_ID;
 /// Bytes of any other text in a key: user parts, collection names.
 pub const MAX_TEXT: usize = 255;
 /// SQL integers are signed: no number in a key or a fence is above this.
@@ -201,5 +201,50 @@ fn address(jid: &Jid) -> bool {
 impl From<Refusal> for super::StoreError {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits;
+    use bytes::Bytes;
+
+    #[test]
+    fn a_row_ends_at_its_limit() {
+        let zeros = Bytes::from(vec![0; limits::ROW_STORED + 1]);
+        let of = |length: usize| Record(zeros.slice(..length));
+        let judges: [(usize, fn(Table, &Record) -> Result<(), Refusal>); 2] =
+            [(limits::ROW_STORED, record), (limits::ROW, content)];
+        for (limit, judge) in judges {
+            for length in [limit - 1, limit] {
+                assert_eq!(judge(Table::Session, &of(length)), Ok(()), "{length}");
+            }
+            assert_eq!(
+                judge(Table::Session, &of(limit + 1)),
+                Err(Refusal::Record(Table::Session.name()))
+            );
+        }
+    }
+
+    #[test]
+    fn names_of_rows_end_at_their_limits() {
+        let id = |length: usize| MessageId::from("x".repeat(length));
+        let kinds = [Key::Outbox, Key::Sent, Key::Mailbox];
+        for of in kinds {
+            for length in [1, limits::MESSAGE_ID - 1, limits::MESSAGE_ID] {
+                assert_eq!(key(&of(id(length))), Ok(()), "{length}");
+            }
+            for length in [0, limits::MESSAGE_ID + 1] {
+                assert!(key(&of(id(length))).is_err(), "{length}");
+            }
+        }
+        let of = |length: usize| Key::AppStateSyncKey(vec![1; length].into());
+        for length in [1, limits::SYNC_KEY_ID - 1, limits::SYNC_KEY_ID] {
+            assert_eq!(key(&of(length)), Ok(()), "{length}");
+        }
+        for length in [0, limits::SYNC_KEY_ID + 1] {
+            assert!(key(&of(length)).is_err(), "{length}");
+        }
     }
 }

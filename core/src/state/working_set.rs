@@ -3,10 +3,14 @@
 //! Three places for a row: the *cache* (what we believe the row is, written or not), the *open batch* (writes not
 //! handed out yet) and the batches *in flight*. A row whose write is unfinished is never evicted, and a row that is
 //! being loaded is never evicted either, so a load can never bring back an older state than the one we wrote.
-//! Eviction goes by the order of use, which is the same in every replay.
+//! Eviction goes by the order of use, which is the same in every replay. A row that is used does not move in that order at
+//! once, since rows are used all the time and hardly ever evicted: whoever evicts moves those that were.
 
 use super::{AccountId, Batch, Key, Record, Row, Seq, Term, UnixMillis};
-use std::{collections::BTreeMap, ops::Bound};
+use std::{
+    collections::{BTreeMap, btree_map},
+    ops::Bound,
+};
 
 /// A cached row.
 #[derive(Clone, Debug)]
@@ -21,7 +25,8 @@ struct Entry {
 #[derive(Debug)]
 pub(crate) struct WorkingSet {
     cache: BTreeMap<Key, Entry>,
-    /// Use counter → key: the head was used longest ago.
+    /// Use counter → key: every row once, at its last use or before it. So the first that stands at its last use is the
+    /// one that was used longest ago.
     order: BTreeMap<u64, Key>,
     uses: u64,
     bytes: usize,
@@ -66,12 +71,12 @@ impl WorkingSet {
     /// The row, if known and present. Work states its keys before it runs, so an unknown row is treated as absent only
     /// by code that did not ask for it: that is a bug, and debug builds stop at it.
     pub(crate) fn get(&mut self, key: &Key) -> Option<&Record> {
-        debug_assert!(
-            self.cache.contains_key(key),
-            "{key:?} is used but was not loaded"
-        );
-        self.touch(key);
-        self.cache.get(key)?.record.as_ref()
+        let entry = self.cache.get_mut(key);
+        debug_assert!(entry.is_some(), "{key:?} is used but was not loaded");
+        let entry = entry?;
+        self.uses += 1;
+        entry.used = self.uses;
+        entry.record.as_ref()
     }
 
     /// Takes a row that cannot be used for absent from here on, without writing anything.
@@ -93,15 +98,6 @@ impl WorkingSet {
         self.bytes <= self.limit && self.loading.len() < AHEAD
     }
 
-    fn touch(&mut self, key: &Key) {
-        if let Some(entry) = self.cache.get_mut(key) {
-            self.order.remove(&entry.used);
-            self.uses += 1;
-            entry.used = self.uses;
-            self.order.insert(self.uses, key.clone());
-        }
-    }
-
     /// Writes (or deletes) a row: it joins the open batch.
     pub(crate) fn put(&mut self, key: Key, record: Option<Record>) {
         self.open.insert(key.clone(), record.clone());
@@ -111,18 +107,22 @@ impl WorkingSet {
 
     fn insert(&mut self, key: Key, record: Option<Record>, written: Seq) {
         self.uses += 1;
-        self.bytes += ENTRY_BYTES + size(record.as_ref());
-        self.order.insert(self.uses, key.clone());
-        if let Some(old) = self.cache.insert(
-            key,
-            Entry {
-                record,
-                written,
-                used: self.uses,
-            },
-        ) {
-            self.bytes -= ENTRY_BYTES + size(old.record.as_ref());
-            self.order.remove(&old.used);
+        self.bytes += size(record.as_ref());
+        match self.cache.entry(key) {
+            btree_map::Entry::Occupied(mut known) => {
+                let entry = known.get_mut();
+                self.bytes -= size(entry.record.as_ref());
+                (entry.record, entry.written, entry.used) = (record, written, self.uses);
+            }
+            btree_map::Entry::Vacant(place) => {
+                self.bytes += ENTRY_BYTES;
+                self.order.insert(self.uses, place.key().clone());
+                place.insert(Entry {
+                    record,
+                    written,
+                    used: self.uses,
+                });
+            }
         }
     }
 
@@ -219,29 +219,26 @@ impl WorkingSet {
 
     /// Drops rows, least recently used first, until the cache fits. Unfinished rows stay whatever it costs.
     pub(crate) fn evict(&mut self) {
-        if self.bytes <= self.limit {
-            return;
-        }
-        let mut victims = Vec::new();
-        let mut bytes = self.bytes;
-        for (used, key) in &self.order {
-            if bytes <= self.limit {
-                break;
-            }
-            let Some(entry) = self.cache.get(key) else {
+        let mut from = 0;
+        while self.bytes > self.limit {
+            let Some((placed, key)) = self.order.range(from..).next() else {
+                return;
+            };
+            let (placed, key) = (*placed, key.clone());
+            from = placed + 1;
+            let Some(entry) = self.cache.get_mut(&key) else {
                 continue;
             };
-            if entry.written > self.durable || self.loading.contains_key(key) {
-                continue;
+            if entry.used > placed {
+                // Met again there.
+                self.order.remove(&placed);
+                self.order.insert(entry.used, key);
+            } else if entry.written <= self.durable && !self.loading.contains_key(&key) {
+                self.bytes -= ENTRY_BYTES + size(entry.record.as_ref());
+                self.order.remove(&placed);
+                self.cache.remove(&key);
             }
-            bytes -= ENTRY_BYTES + size(entry.record.as_ref());
-            victims.push((*used, key.clone()));
         }
-        for (used, key) in victims {
-            self.order.remove(&used);
-            self.cache.remove(&key);
-        }
-        self.bytes = bytes;
     }
 
     /// Bytes that the cache holds by its own estimate.
@@ -279,6 +276,47 @@ mod tests {
             business: Default::default(),
             device: 1,
         }
+    }
+
+    /// Rows as a store gives them.
+    fn loaded(set: &mut WorkingSet, keys: std::ops::Range<u8>) {
+        let keys: Vec<Key> = keys.map(key).collect();
+        let rows = keys.iter().map(|_| Row::Present(record(7))).collect();
+        set.load_started(&keys);
+        assert_eq!(set.load_finished(keys, rows), []);
+    }
+
+    /// At the limit everything stays; what is beyond it goes, used longest ago first, and nothing is loaded ahead.
+    #[test]
+    fn the_cache_ends_at_its_limit() {
+        let one = ENTRY_BYTES + 3;
+        for (limit, kept) in [(3 * one + 1, 3), (3 * one, 3), (3 * one - 1, 2)] {
+            let mut set = WorkingSet::new(Seq(0), false, limit);
+            loaded(&mut set, 0..3);
+            assert_eq!(set.bytes(), 3 * one);
+            assert_eq!(set.has_room(), kept == 3, "{limit}");
+            set.evict();
+            assert_eq!((set.bytes(), set.knows(&key(0))), (kept * one, kept == 3));
+            assert!(set.has_room() && set.knows(&key(1)) && set.knows(&key(2)));
+            // What is not durable stays, whatever it costs.
+            (0..9).for_each(|n| set.put(key(n), Some(record(n))));
+            set.evict();
+            assert_eq!(set.bytes(), 9 * one);
+        }
+    }
+
+    #[test]
+    fn rows_on_their_way_end_at_their_limit() {
+        use crate::limits::ROWS_AHEAD;
+        let mut set = WorkingSet::new(Seq(0), false, 1 << 20);
+        let keys: Vec<Key> = (1..=ROWS_AHEAD as u32).map(Key::PreKey).collect();
+        let (last, most) = keys.split_last().unwrap();
+        set.load_started(most);
+        assert!(set.has_room());
+        set.load_started(std::slice::from_ref(last));
+        assert!(!set.has_room());
+        set.load_finished(vec![last.clone()], vec![Row::Absent]);
+        assert!(set.has_room());
     }
 
     #[derive(Clone, Debug)]

@@ -82,10 +82,15 @@ impl std::fmt::Display for Cryptography {
 impl Cryptography {
     /// Decides it for a plan.
     pub(crate) fn choose(self, plan: &mut Plan) {
+        plan.choose(self.of(plan.seed));
+    }
+
+    /// Decides it for a seed.
+    pub(crate) fn of(self, seed: u64) -> Crypto {
         match self {
-            Self::Real => plan.choose(Crypto::Real),
-            Self::StandIn => plan.choose(Crypto::cheapest()),
-            Self::Mixed => plan.choose(Crypto::of_seed(plan.seed)),
+            Self::Real => Crypto::Real,
+            Self::StandIn => Crypto::cheapest(),
+            Self::Mixed => Crypto::of_seed(seed),
         }
     }
 }
@@ -101,6 +106,9 @@ pub(crate) struct Which {
     /// With this old mistake.
     #[arg(long)]
     bug: Option<Bug>,
+    /// And with this layer of defence off: the other half of a pair.
+    #[arg(long, value_name = "BUG", requires = "bug")]
+    off: Option<Bug>,
     /// With this cryptography; by default the plan's.
     #[arg(long, value_enum)]
     crypto: Option<Cryptography>,
@@ -118,6 +126,7 @@ impl Which {
             (None, None) => return Err("name a seed, or a file with --plan".to_owned()),
         };
         plan.bug = self.bug.or(plan.bug);
+        plan.second_bug = self.off.or(plan.second_bug);
         if let Some(crypto) = self.crypto {
             crypto.choose(&mut plan);
         }

@@ -110,7 +110,9 @@ fn tier_b(options: &Options) -> bool {
     let threads = if options.trace { 1 } else { cores() };
     let mut texts = 0;
     let world = |seed| {
-        tier_b::run_with(tier_b::Plan::draw(seed, backend), |trace| {
+        let mut plan = tier_b::Plan::draw(seed, backend);
+        plan.setup.crypto = options.crypto.of(seed);
+        tier_b::run_with(plan, |trace| {
             if options.trace {
                 trace.listen(|line| println!("{line}"));
             }

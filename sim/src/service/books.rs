@@ -46,9 +46,21 @@ pub struct MessageLog {
     pub repeated: u32,
     /// How often the service refused it (a fault, or a stanza it could not route).
     pub refused: u32,
+    /// How often it came with other ciphertexts than the first time, resends to single devices left aside.
+    pub changed: u32,
+    /// A hash of the first ones.
+    #[serde(skip)]
+    first: Option<[u8; 32]>,
     /// What became of it, per device it was meant for.
     #[serde(serialize_with = "as_list")]
     pub recipients: BTreeMap<DeviceId, RecipientLog>,
+}
+
+impl MessageLog {
+    /// Whether it comes with the same ciphertexts as ever.
+    pub(super) fn says(&mut self, hash: [u8; 32]) -> bool {
+        *self.first.get_or_insert(hash) == hash
+    }
 }
 
 /// One acceptance.
@@ -570,13 +582,12 @@ impl Books {
 /// Lower-case hex.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut out = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        for digit in [byte >> 4, byte & 15] {
-            out.push(char::from(DIGITS[usize::from(digit)]));
-        }
-    }
-    out
+    let digit = |value: u8| DIGITS[usize::from(value)];
+    let digits: Vec<u8> = (bytes.iter())
+        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
+        .collect();
+    // Digits are ASCII.
+    String::from_utf8(digits).unwrap_or_default()
 }
 
 /// JSON keys are text; ours are structures. So a map is written as a list of `{key, value}`.

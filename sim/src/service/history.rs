@@ -319,8 +319,16 @@ impl<I: Iterator<Item = Vec<u8>>> Iterator for Deflate<I> {
             let zlib = self.zlib.as_mut()?;
             match self.plain.next() {
                 Some(piece) => {
+                    // Each call clears a buffer of 32 KiB first, and most pieces have some hundred bytes.
+                    let mut block = piece;
+                    while block.len() < 16 << 10 {
+                        let Some(piece) = self.plain.next() else {
+                            break;
+                        };
+                        block.extend_from_slice(&piece);
+                    }
                     // Into memory: it cannot fail.
-                    let _ = zlib.write_all(&piece);
+                    let _ = zlib.write_all(&block);
                     let made = std::mem::take(zlib.get_mut());
                     if !made.is_empty() {
                         return Some(made);

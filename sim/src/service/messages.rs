@@ -61,6 +61,14 @@ struct Route {
     stale: bool,
 }
 
+impl Route {
+    /// Everything that is encrypted.
+    fn bytes(&self) -> Vec<&[u8]> {
+        let nodes = self.targets.iter().flat_map(|target| &target.enc);
+        nodes.filter_map(Node::data).collect()
+    }
+}
+
 impl Service {
     /// A message of a companion or a phone.
     pub(super) fn on_message(&mut self, from: &DeviceId, node: &Node, now: Now) {
@@ -83,6 +91,10 @@ impl Service {
         };
         let route = self.route(from, &recipient, &to, node, now);
         self.book_ciphertexts(from, &id, &route, now);
+        let log = self.books.message_mut(from, &id);
+        if !route.single && !log.says(sha256(&route.bytes())) {
+            log.changed += 1;
+        }
         if !self.first_time(from, &id, &route) {
             self.books.message_mut(from, &id).repeated += 1;
             return self.ack_message(from, &id, &to, None, now);

@@ -304,9 +304,9 @@ impl Service {
         timer.into_iter().chain(silence).min()
     }
 
-    /// Whether [`Self::tick`] has anything to do by now.
-    pub(crate) fn is_due(&self, now: Micros) -> bool {
-        !self.inbox.is_empty() || self.next_wake().is_some_and(|wake| wake <= now)
+    /// Whether the scripted phones have something to read: [`Self::tick`] is due at once.
+    pub(crate) fn has_post(&self) -> bool {
+        !self.inbox.is_empty()
     }
 
     /// The next thing to do, in order, until there is nothing.
@@ -364,6 +364,11 @@ impl Service {
     /// Lets somebody rewrite what devices say, from now on, before the service hears it: a client with manners of its own.
     pub fn overhear(&mut self, tamper: Option<Tamper>) {
         self.overheard = tamper;
+    }
+
+    /// Forgets which message ids devices have used: what comes again is delivered again.
+    pub(crate) fn forget_ids(&mut self) {
+        self.recent.clear();
     }
 
     /// Withdraws every fault that has not struck yet.

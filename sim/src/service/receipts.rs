@@ -80,6 +80,11 @@ impl Service {
 
         let form = to.as_ref().map_or(Form::Lid, Form::of);
         if retry {
+            let count = node.find("retry").and_then(|retry| retry.get_u64("count"));
+            if count.is_some_and(|count| count > 1) && node.find("keys").is_none() {
+                // Clients send a bundle along from the second time on (chapter 07.10).
+                self.anomaly(from, format!("asks for {first} again, without keys"), now);
+            }
             self.bind_retry_key(from, node, now);
             // The queue and the books know best which device sent the message; else `to` names it.
             let named = claimed.filter(|device| self.accounts.exists(device));

@@ -53,7 +53,7 @@ pub use world::World;
 use crate::{
     serve::hub::Hub,
     service::{faults::Fault, settings::Change},
-    world::Asked,
+    world::{Asked, Crypto},
 };
 use baton_core::crypto::PublicKey;
 use net::Network;
@@ -89,6 +89,8 @@ pub struct Setup {
     pub shuffle: bool,
     /// An old mistake, put back.
     pub bug: Option<Bug>,
+    /// What engines and service encrypt with.
+    pub crypto: Crypto,
 }
 
 impl Default for Setup {
@@ -105,6 +107,7 @@ impl Default for Setup {
             chunks: true,
             shuffle: true,
             bug: None,
+            crypto: Crypto::Real,
         }
     }
 }

@@ -1,10 +1,13 @@
 //! What a seed has in store: drawn before the first step, plain data, printable.
 
 use super::{Kind, Setup, clock::generator};
-use crate::service::{
-    DeviceId,
-    faults::{Fault, FileFault, SettingsFault},
-    settings::Change,
+use crate::{
+    service::{
+        DeviceId,
+        faults::{Fault, FileFault, SettingsFault},
+        settings::Change,
+    },
+    world::Crypto,
 };
 use baton_core::crypto::Rng;
 use std::fmt;
@@ -104,15 +107,17 @@ impl fmt::Display for Plan {
             chunks,
             shuffle,
             bug,
+            crypto,
         } = &self.setup;
         writeln!(
             f,
             "seed {seed} on {backend}: {hosts} hosts, {accounts} accounts, {phones} phones; tick {tick} ms, latency {} to \
-             {} ms, store calls up to {slow} µs{}{}; {} texts, {} changes of settings",
+             {} ms, store calls up to {slow} µs{}{}, {}; {} texts, {} changes of settings",
             latency.0,
             latency.1,
             if *chunks { ", streams in pieces" } else { "" },
             if *shuffle { ", hosts shuffled" } else { "" },
+            crypto.words(),
             self.texts.len(),
             self.changes.len()
         )?;
@@ -142,16 +147,23 @@ impl Plan {
             accounts,
             phones: 1 + index(&mut rng, 2),
             backend,
-            tick: [5, 5, 10, 2][index(&mut rng, 4)],
+            // Each tick polls every host, whether there is anything to do or not: it is what an idle world costs.
+            tick: [10, 10, 10, 10, 20, 5, 5, 2][index(&mut rng, 8)],
             latency: (1, 2 + rng.below(60)),
             slow: 500 * (1 + rng.below(30)),
             chunks: rng.below(3) > 0,
             shuffle: rng.below(4) > 0,
             bug: None,
+            crypto: Crypto::of_seed(seed),
         };
-        let span = 10_000 + rng.below(10_000);
+        // Most worlds are small: in the time of one rich world three small ones meet three times as much trouble.
+        let rich = rng.below(4) == 0;
+        let (span, count) = match rich {
+            true => (10_000 + rng.below(10_000), 20 + rng.below(40)),
+            false => (4_000 + rng.below(6_000), 6 + rng.below(14)),
+        };
         let mut texts = Vec::new();
-        for _ in 0..20 + rng.below(40) {
+        for _ in 0..count {
             let parties = accounts + setup.phones;
             let from = index(&mut rng, parties);
             // Phones do not write to each other.
@@ -175,7 +187,7 @@ impl Plan {
         // Settings have draws of their own.
         let mut rng = generator(seed, "plan of settings");
         let mut changes = Vec::new();
-        for _ in 0..rng.below(24) {
+        for _ in 0..rng.below(if rich { 24 } else { 8 }) {
             let by = [By::Phone, By::Engine][index(&mut rng, 2)];
             let account = index(&mut rng, accounts);
             let what = Change::draw_some(&mut rng);

@@ -59,9 +59,10 @@ impl fmt::Display for Report {
                 writeln!(f, "  broken: {complaint}")?;
             }
             let (seed, backend) = (plan.setup.seed, plan.setup.backend);
+            let crypto = plan.setup.crypto.name();
             writeln!(
                 f,
-                "  again with: sim run --tier b --from {seed} --seeds 1 --backend {backend} --verbose"
+                "  again with: sim run --tier b --from {seed} --seeds 1 --backend {backend} --crypto {crypto} --verbose"
             )?;
         }
         Ok(())

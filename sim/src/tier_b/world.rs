@@ -62,6 +62,7 @@ impl World {
     /// If the store cannot even be opened: then no scenario makes sense.
     #[must_use]
     pub fn new(setup: Setup) -> Self {
+        let _scope = setup.crypto.scope();
         let seed = setup.seed;
         let trace = Trace::default();
         let network = Network::new(seed, setup.chunks);
@@ -186,6 +187,8 @@ impl World {
     ///
     /// If a process of a host fails, which is a bug of the simulation.
     pub fn run(&mut self, millis: u64) {
+        // turmoil polls all hosts on this thread.
+        let _scope = self.setup.crypto.scope();
         let until = self.now() + millis;
         while self.now() < until {
             self.sim.step().expect("processes of a world do not fail");
@@ -413,6 +416,7 @@ impl World {
     /// What is still to come: texts that nobody has read, accounts that are not online.
     #[must_use]
     pub fn unfinished(&self) -> Vec<String> {
+        let _scope = self.setup.crypto.scope();
         let books = self.room.books();
         let service = self.room.hub.lock();
         self.database
@@ -449,6 +453,7 @@ impl World {
     /// Judges what has happened so far.
     #[must_use]
     pub fn judge(&self) -> Verdict {
+        let _scope = self.setup.crypto.scope();
         let mut ledger = self.database.ledger(|ledger| ledger.clone());
         let books = self.room.books();
         let service = self.room.hub.lock();

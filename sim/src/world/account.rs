@@ -281,6 +281,11 @@ impl Account {
         matches!(last, Some(Event::Linked { .. }))
     }
 
+    /// Whether a look into the mailbox is planned.
+    pub(crate) const fn is_looking(&self) -> bool {
+        self.looking
+    }
+
     /// Ends the process; returns its connection, which the operating system closes.
     pub(crate) fn kill(&mut self) -> Option<ConnId> {
         self.engine = None;
@@ -420,7 +425,7 @@ impl World {
         let claims = ready(self.store.claim(who, vec![id.clone()]));
         self.cover_claim(claims.as_ref().ok().and_then(|claims| claims.first()));
         let lease = match claims.as_deref() {
-            Ok([Claim::Granted(lease)]) => *lease,
+            Ok([Claim::Granted(lease)]) => self.bugged_claim(account, *lease),
             Ok([Claim::Held { .. }]) => {
                 // A polite claimant waits until the holder's lease has run out and somebody has noticed.
                 self.later(WATCH, Happening::Start { account });
@@ -445,7 +450,7 @@ impl World {
         }
         let seed = self.seed_of(account);
         let now = self.local(account);
-        let engine = Engine::new(id, self.config(), grant, seed, now);
+        let engine = Engine::new(id, self.engine_config(), grant, seed, now);
         let this = &mut self.accounts[account];
         this.engine = Some(engine);
         this.birth = Some((grant, seed, now));
@@ -469,7 +474,7 @@ impl World {
         self.sometimes(account, Point::EngineStarts);
         self.drain(account);
         self.accounts[account].looking = false;
-        if self.has(Bug::MailboxForgotten) {
+        if self.has(Bug::MailboxForgotten) || self.has(Bug::MailUnreadAtStart) {
             return;
         }
         // Somebody may have left requests while nobody was there, or before the account was linked.
@@ -504,7 +509,7 @@ impl World {
 
     /// There may be something in the mailbox: somebody looks when the next look is due.
     pub(crate) fn mail_may_have_come(&mut self, account: usize) {
-        if self.has(Bug::MailboxForgotten) {
+        if self.has(Bug::MailboxForgotten) || self.has(Bug::MailNotNoticed) {
             return;
         }
         let this = &mut self.accounts[account];
@@ -622,7 +627,9 @@ impl World {
         }
         let who = self.incarnation(account);
         let input = match ready(self.store.beat(who, beat())) {
-            Ok(Beaten::Renewed(view)) if view.history == grant.lease.term.history => {
+            Ok(Beaten::Renewed(view))
+                if view.history == grant.lease.term.history || self.has(Bug::HistoryIgnored) =>
+            {
                 grant.until = self.now.plus(LEASE);
                 self.accounts[account].lease = grant.until;
                 ToEngine::Granted(grant)
@@ -744,11 +751,11 @@ impl World {
             ToEngine::Fetched(id, piece) => Recorded::Fetched(id, piece),
             ToEngine::Committed { epoch, upto } => {
                 self.accounts[account].committing = false;
-                self.watch_durable(account, upto);
+                self.watch_durable(account, epoch, upto);
                 Recorded::Committed { epoch, upto }
             }
             ToEngine::Early { epoch, upto } => {
-                self.watch_durable(account, upto);
+                self.watch_durable(account, epoch, upto);
                 Recorded::Committed { epoch, upto }
             }
             ToEngine::Fenced(by) => Recorded::Fenced(by),
@@ -763,6 +770,7 @@ impl World {
                 Recorded::Granted(grant)
             }
             ToEngine::Command(command) => {
+                let loses = self.has(Bug::CommandsLost);
                 let this = &mut self.accounts[account];
                 this.commands += 1;
                 if let Some(changes) = this.about_to_ask.take() {
@@ -776,10 +784,15 @@ impl World {
                 }
                 let id = CommandId(this.commands);
                 self.watch_command(account, id, &command);
+                if loses && id.0.is_multiple_of(16) {
+                    return;
+                }
                 Recorded::Command(id, command)
             }
             ToEngine::On(..) => return,
         };
+        let now = self.bugged_now(&recorded, now);
+        let given = self.second_look(now);
         let this = &mut self.accounts[account];
         if let Some(engine) = &mut this.engine {
             if let Some(listener) = &mut self.listener {
@@ -792,14 +805,14 @@ impl World {
             if this.record {
                 this.recording.push((recorded.clone(), now));
             }
-            engine.handle(recorded.lend(), now);
+            engine.handle(recorded.lend(), given);
             self.drain(account);
         }
     }
 
     /// Does what the engine says until it has nothing more to say.
     fn drain(&mut self, account: usize) {
-        let mut wire = Vec::new();
+        let mut wire = std::mem::take(&mut self.wire);
         let mut outputs = 0;
         loop {
             wire.clear();
@@ -906,7 +919,9 @@ impl World {
                 Output::Close => {
                     let conn = this.conn.take();
                     this.online = false;
-                    if let Some(conn) = conn {
+                    if let Some(conn) = conn
+                        && !self.has(Bug::ConnectionLeaked)
+                    {
                         self.hang_up(conn);
                     }
                     let delay = self.draw(Stream::Dial, account, self.options.network);
@@ -932,6 +947,9 @@ impl World {
                     self.downloads.remove(&(account, id));
                 }
                 Output::Event(seq, event) => {
+                    if self.hides(account, &event) {
+                        continue;
+                    }
                     if self.has(Bug::ShownTwice) && seq.0.is_multiple_of(16) {
                         self.show(account, seq, event.clone());
                     }
@@ -970,6 +988,7 @@ impl World {
                 }
             }
         }
+        self.wire = wire;
         let this = &mut self.accounts[account];
         if !this.committing && !this.sealed.is_empty() {
             this.committing = true;
@@ -1102,6 +1121,7 @@ impl World {
             return;
         }
         let answer = self.apply(account, alive, &batches);
+        self.bugged_commit(account, life, &batches);
         let answer = answer.unwrap_or(ToEngine::Committed { epoch, upto });
         self.sometimes(account, Point::CommitLands);
         let delay = self.draw(Stream::Store, account, self.options.store);
@@ -1116,14 +1136,14 @@ impl World {
     }
 
     /// The store carries a commit out; what is wrong with it, if anything.
-    fn apply(&mut self, account: usize, alive: bool, batches: &[Batch]) -> Option<ToEngine> {
-        let batches = &*self.bugged_batches(account, alive, batches);
+    fn apply(&mut self, account: usize, alive: bool, asked: &[Batch]) -> Option<ToEngine> {
+        let batches = &*self.bugged_batches(account, alive, asked);
         let outcomes = match ready(self.store.commit(batches.to_vec())) {
             Ok(outcomes) => outcomes,
             Err(error) => return Some(ToEngine::Refused(error.to_string())),
         };
         let mut answer = None;
-        for (outcome, batch) in outcomes.into_iter().zip(batches) {
+        for ((outcome, batch), asked) in outcomes.into_iter().zip(batches).zip(asked) {
             self.tell("store", || {
                 format!(
                     "batch {} of account {account} under epoch {}, {} rows: {outcome:?}",
@@ -1134,14 +1154,18 @@ impl World {
             });
             self.mark(|recorder| recorder.wrote(account, batch, &outcome));
             self.note_batch(batch);
-            self.watch_outcome(account, batch, &outcome);
+            // A batch that is sent again is answered again, and nothing is written: what came after it still stands.
+            let fresh = self.watch_outcome(account, batch, &outcome);
             self.cover.batch(batch);
             let bad = match outcome {
                 Outcome::Committed => {
                     if !alive {
                         self.cover.hit(Point::CommitOfDead);
                     }
-                    self.enter(account, batch);
+                    self.watch_written(account, asked);
+                    if fresh {
+                        self.enter(account, batch);
+                    }
                     continue;
                 }
                 Outcome::Fenced { by } => {
@@ -1153,6 +1177,9 @@ impl World {
                 }
                 Outcome::Unsealed { history } => {
                     self.cover.hit(Point::CommitUnsealed);
+                    if self.has(Bug::UnsealedIgnored) {
+                        continue;
+                    }
                     ToEngine::Unsealed(history)
                 }
                 Outcome::Rejected(why) => ToEngine::Refused(why),
@@ -1182,6 +1209,7 @@ impl World {
         match ready(self.store.enqueue(&account_id, id.clone(), row, at)) {
             Ok(_) => {
                 self.ledger.requested(account, &id);
+                self.asks_again(account, &request);
                 self.mail_may_have_come(account);
             }
             Err(error) => self.accounts[account]

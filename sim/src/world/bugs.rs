@@ -4,21 +4,30 @@
 //! None of them is in the product. What goes wrong inside an engine shows in what it writes, asks for and says: so rows
 //! are left out of its batches or changed in them, answers come too early, loads bring what was there before, stanzas
 //! that it should have sent are kept from the service and stanzas that it should have heeded from it. What goes wrong in
-//! a driver is done by the world, which is one. Many are from the field; what others have called them stands beside them.
+//! a driver is done by the world, which is one. Many are from the field; what others have called them stands beside them,
+//! and where it is a public thread, its address.
+//!
+//! Two at a time are a [`Pair`]: what one layer of defence makes harmless shows when that layer is off. Some entries are
+//! nothing but such a layer, switched off ([`Bug::is_layer`]): alone they do no harm, or little, and nobody has to find them.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `rows` | what is written and read |
+//! | `stanzas` | what is said and heard |
+//! | `drivers` | rights, clocks, connections, commits, the consumer |
+//! | `pairs` | two at a time |
+
+mod drivers;
+mod pairs;
+mod rows;
+mod stanzas;
+
+pub use pairs::Pair;
 
 use super::World;
-use crate::service::Tamper;
-use baton_core::{
-    proto::record::{self, outbound::State},
-    state::{Batch, Key, Lease, Record, Row, Seq, Table, codec},
-    wire::node::{Content, Node},
-};
-use bytes::Bytes;
+use baton_core::state::{Key, Record};
 use serde::{Deserialize, Serialize};
-use std::{
-    borrow::Cow,
-    collections::{BTreeMap, BTreeSet},
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 macro_rules! bugs {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
@@ -46,7 +55,7 @@ bugs! {
     ForgetsSessions,
     /// The ratchet of a message that came in is not kept, the event is.
     ForgetsRatchets,
-    /// Private halves of pre-keys are not kept ("invalid pre-key id" after a restart).
+    /// Private halves of pre-keys are not kept ("invalid pre-key id" after a restart; WhiskeySockets/Baileys#1663).
     ForgetsPreKeys,
     /// Duplicate marks and ratchets of incoming messages are not kept.
     ForgetsMarks,
@@ -54,7 +63,8 @@ bugs! {
     ForgetsEvents,
     /// Sends that are sealed are not kept: gone with the process.
     ForgetsOutbox,
-    /// What was sent is not kept: retry receipts cannot be answered ("waiting for this message").
+    /// What was sent is not kept: retry receipts cannot be answered ("waiting for this message";
+    /// WhiskeySockets/Baileys#617).
     ForgetsSent,
     /// Numbers are not kept.
     ForgetsCounters,
@@ -62,9 +72,9 @@ bugs! {
     ForgetsDevice,
     /// Versions of collections are not kept.
     ForgetsCollections,
-    /// Settings are not kept, versions are ("LTHash mismatch").
+    /// Settings are not kept, versions are ("mismatching LTHash"; tulir/whatsmeow#858).
     ForgetsSettings,
-    /// Keys for settings are not kept.
+    /// Keys for settings are not kept ("didn't find app state key"; tulir/whatsmeow#883).
     ForgetsSettingsKeys,
     /// Contacts are not kept.
     ForgetsContacts,
@@ -98,6 +108,17 @@ bugs! {
     HashForgotten,
     /// Of a batch whose owner has died only the first half is written.
     HalfBatch,
+    /// What was sent is kept as an empty message, and that is what a retry receipt brings
+    /// (evolution-foundation/evolution-api#2705).
+    EmptyWhenAsked,
+    /// A column is too short: what is longer than 512 bytes is cut off.
+    ShortColumn,
+    /// Now and then a batch is written into another account.
+    WrongTenant,
+    /// Which phone number belongs to which LID is not kept.
+    ForgetsLids,
+    /// Device lists are not kept.
+    ForgetsDeviceLists,
 
     // ---- when it is written
     /// A send leaves before it is durable.
@@ -132,12 +153,22 @@ bugs! {
     RowsReversed,
     /// A large read misses its last row.
     RowsShort,
+    /// Duplicate marks are not found (looked for under another address of the sender).
+    MarksUnread,
 
     // ---- whose it is
     /// Whoever sends a batch may write it.
     NoFence,
-    /// A refused commit is taken for a good one.
+    /// A commit that is refused for the sake of another owner is taken for a good one.
     FencedIgnored,
+    /// A commit that is refused because the database went back is taken for a good one.
+    UnsealedIgnored,
+    /// A renewal that finds that the database went back is taken for a good one.
+    HistoryIgnored,
+    /// A loss of commits is made up that never happened.
+    LossInvented,
+    /// An epoch is given to two owners.
+    EpochReused,
     /// A process that was declared dead goes on.
     DeadIgnored,
     /// A lease is believed to last for ever.
@@ -164,18 +195,58 @@ bugs! {
     ErrorSwallowed,
     /// A commit whose outcome is unknown is made again as another one.
     RetriedAsNew,
-    /// The consumer is shown an event twice.
+    /// The consumer is shown an event twice (avoylenko/wwebjs-api#68).
     ShownTwice,
+    /// What came from the offline queue is taken for history, and not shown (rmyndharis/OpenWA#1662).
+    OfflineSkipped,
+    /// After a connection has ended, events are not passed on until the next start (devlikeapro/waha#2151).
+    EventsStop,
+    /// Commits reach the store a second time, a while later (a proxy that repeats).
+    CommitTwice,
+    /// The store takes a batch whatever its number.
+    SeqIgnored,
+    /// Requests are looked for when some arrive, not when an owner begins.
+    MailUnreadAtStart,
+    /// Requests are looked for when an owner begins, not when some arrive.
+    MailNotNoticed,
+    /// Each request is left in the mailbox again when it is done (a retry loop around the whole call).
+    AskedAgain,
+    /// A connection that the engine has ended is left open.
+    ConnectionLeaked,
+    /// Timers fire a little too early, again and again, or too late (a clock that is rounded to its tick).
+    EarlyTimers,
+    /// The clock is read once for the record and once for the engine.
+    ClockReadTwice,
+    /// Now and then a command does not reach the engine, and nobody is told.
+    CommandsLost,
+    /// The limit of batches under way is not passed on.
+    BatchesUnlimited,
+    /// The limit of events with the consumer is not passed on.
+    EventsUnlimited,
+    /// The limit of the cache is not passed on.
+    CacheUnlimited,
 
     // ---- the protocol
-    /// Retry receipts are not heeded (Baileys without `getMessage`).
+    /// Retry receipts are not heeded (Baileys without `getMessage`; WhiskeySockets/Baileys#557).
     IgnoresRetry,
     /// What cannot be decrypted is not asked for again.
     RetryNeverAsked,
-    /// What cannot be decrypted is acknowledged as if it could.
+    /// What cannot be decrypted is acknowledged as if it could (oxidezap/whatsapp-rust#987).
     AcksUndecryptable,
-    /// Retry receipts carry no keys.
+    /// Retry receipts carry no keys (oxidezap/whatsapp-rust#470).
     RetryWithoutKeys,
+    /// The keys in retry receipts are not used (WhiskeySockets/Baileys#2506).
+    RetryKeysUnused,
+    /// What is sent again cannot be read either (canove/whaileys#45).
+    ResendsGarbled,
+    /// The user part of a LID is written with the server of phone numbers (wppconnect-team/wa-js#2816).
+    LidAsPhone,
+    /// A pre-key upload has another identity than the pairing.
+    IdentityRemade,
+    /// Patches carry a MAC that does not fit (WhiskeySockets/Baileys#1286).
+    PatchMacWrong,
+    /// Pre-keys are uploaded once, and never again.
+    UploadsOnce,
     /// Messages are not acknowledged (the offline queue comes again and again).
     NoReceipts,
     /// Notifications are not acknowledged.
@@ -200,6 +271,59 @@ bugs! {
     SettingsNoticeIgnored,
     /// A receipt of history is not sent: the phone never sends the next chunk.
     HistoryUnreceipted,
+
+    // ---- layers of defence that are off: alone they do no harm, or little
+    /// That pre-keys run out is acknowledged and not heeded.
+    PreKeyNoticeTaken,
+    /// That few pre-keys are left at a login is not heeded.
+    PreKeyCountIgnored,
+    /// The service does not remember which message ids it has had.
+    ServiceForgetsIds,
+    /// The service gives a one-time pre-key out again and again.
+    PreKeyGivenAgain,
+    /// The service gives no bundle to who is about to answer a retry receipt.
+    RetryBundlesRefused,
+    /// The first receipts of a device are lost: the service delivers again what was taken.
+    ReceiptsLost,
+    /// The service says once who has which devices.
+    DevicesOnce,
+    /// Receipts of recipients are acknowledged and not heeded.
+    ReceiptsTaken,
+    /// Phones tell each key for settings once, and answer no questions.
+    KeysToldOnce,
+}
+
+impl Bug {
+    /// Whether it is a layer of defence that is off, which by itself does no harm, or little.
+    #[must_use]
+    pub const fn is_layer(self) -> bool {
+        matches!(
+            self,
+            Self::PreKeyNoticeTaken
+                | Self::PreKeyCountIgnored
+                | Self::ServiceForgetsIds
+                | Self::PreKeyGivenAgain
+                | Self::RetryBundlesRefused
+                | Self::ReceiptsLost
+                | Self::AskedAgain
+                | Self::DevicesOnce
+                | Self::ReceiptsTaken
+                | Self::KeysToldOnce
+                | Self::HistoryIgnored
+                | Self::CommitTwice
+                | Self::SeqIgnored
+                | Self::FencedIgnored
+                | Self::ForgetsLids
+                | Self::ForgetsDeviceLists
+                | Self::RetryKeysUnused
+        )
+    }
+
+    /// The mistakes: all that somebody has to find.
+    pub fn mistakes() -> impl Iterator<Item = Self> {
+        let all = Self::ALL.iter().copied();
+        all.filter(|bug| !bug.is_layer())
+    }
 }
 
 impl std::fmt::Display for Bug {
@@ -233,420 +357,51 @@ pub(crate) struct Memory {
     before: BTreeMap<(usize, Key), Vec<Option<Record>>>,
     /// Rows that a life has read already.
     served: BTreeSet<(usize, u64, Key)>,
+    /// Frames that left, batches that were written, timers that fired, commits and requests that were repeated.
     writes: u64,
-}
-
-/// Writes of a table that are left out.
-fn forgotten(bug: Bug) -> &'static [Table] {
-    match bug {
-        Bug::ForgetsSessions => &[Table::Session],
-        Bug::ForgetsPreKeys => &[Table::PreKey],
-        Bug::ForgetsEvents => &[Table::Inbox],
-        Bug::ForgetsOutbox => &[Table::Outbox],
-        Bug::ForgetsSent => &[Table::Sent],
-        Bug::ForgetsCounters => &[Table::Counters],
-        Bug::ForgetsDevice => &[Table::Device],
-        Bug::ForgetsCollections => &[Table::AppStateVersion],
-        Bug::ForgetsSettings => &[Table::AppStateMutationMac],
-        Bug::ForgetsSettingsKeys => &[Table::AppStateSyncKey],
-        Bug::ForgetsContacts => &[Table::Contact],
-        Bug::ForgetsChats => &[Table::ChatSettings],
-        Bug::ForgetsIdentities => &[Table::Identity],
-        _ => &[],
-    }
-}
-
-/// Deletions from a table that are left out.
-fn kept(bug: Bug) -> &'static [Table] {
-    match bug {
-        Bug::KeepsEvents => &[Table::Inbox],
-        Bug::KeepsOutbox => &[Table::Outbox],
-        Bug::KeepsMail => &[Table::Mailbox],
-        Bug::KeepsSettings => &[Table::AppStateMutationMac],
-        Bug::KeepsPreKeys => &[Table::PreKey],
-        _ => &[],
-    }
-}
-
-/// How many writes ago a new owner sees such a row; 0 for as it is.
-fn age(bug: Bug, key: &Key) -> usize {
-    match (bug, key.table()) {
-        (Bug::StaleSessions | Bug::StaleOutbox, Table::Session | Table::Outbox) => {
-            let fits = (bug == Bug::StaleSessions) == (key.table() == Table::Session);
-            usize::from(fits)
-        }
-        (Bug::StaleCounters, Table::Counters) => 4,
-        (Bug::StaleCollections, Table::AppStateVersion) => 2,
-        _ => 0,
-    }
-}
-
-fn change<M: prost::Message + Default>(record: &mut Record, with: impl FnOnce(&mut M)) {
-    if let Ok(mut message) = codec::decode::<M>(record) {
-        with(&mut message);
-        *record = codec::encode(&message);
-    }
-}
-
-/// A row as a bug writes it.
-fn spoil(bug: Bug, key: &Key, record: &mut Record) {
-    match (bug, key.table()) {
-        (Bug::CountersLag, Table::Counters) => change(record, |row: &mut record::Counters| {
-            row.next_event = row.next_event.map(|next| next.saturating_sub(1).max(1));
-        }),
-        (Bug::PreKeysFromOne, Table::Counters) => change(record, |row: &mut record::Counters| {
-            (row.next_pre_key, row.first_unconfirmed_pre_key) = (Some(1), Some(1));
-        }),
-        (Bug::BurnForgotten, Table::Counters) => {
-            change(record, |row: &mut record::Counters| row.burn = None);
-        }
-        (Bug::SealForgotten, Table::Outbox) => change(record, |row: &mut record::Outbound| {
-            if row.state() == State::Sealed {
-                row.set_state(State::Queued);
-                row.stanza = None;
-            }
-        }),
-        (Bug::PlainForgotten, Table::Sent) => change(record, |row: &mut record::Outbound| {
-            row.content = None;
-        }),
-        (Bug::PendingForgotten, Table::AppStateVersion) => {
-            change(record, |row: &mut record::Collection| {
-                row.pending.clear();
-                row.in_flight = None;
-            });
-        }
-        (Bug::HashForgotten, Table::AppStateVersion) => {
-            change(record, |row: &mut record::Collection| row.hash = None);
-        }
-        _ => {}
-    }
+    batches: u64,
+    timers: u64,
+    commits: BTreeSet<(usize, u64, u64)>,
+    requests: BTreeSet<(usize, String)>,
 }
 
 impl World {
-    fn bug(&self) -> Option<Bug> {
-        self.options.bug
+    fn bugs(&self) -> impl Iterator<Item = Bug> + use<> {
+        [self.options.bug, self.options.second_bug]
+            .into_iter()
+            .flatten()
     }
 
     pub(crate) fn has(&self, bug: Bug) -> bool {
-        self.options.bug == Some(bug)
+        self.options.bug == Some(bug) || self.options.second_bug == Some(bug)
     }
 
-    /// Batches as they reach the store.
-    pub(crate) fn bugged_batches<'a>(
-        &mut self,
-        account: usize,
-        alive: bool,
-        batches: &'a [Batch],
-    ) -> Cow<'a, [Batch]> {
-        let Some(bug) = self.bug() else {
-            return Cow::Borrowed(batches);
-        };
-        let mut batches = batches.to_vec();
-        let given = self.accounts[account].watched.given();
-        for batch in &mut batches {
-            let has = |table| batch.rows.keys().any(|key| key.table() == table);
-            let incoming = has(Table::Seen);
-            let takes_key =
-                (batch.rows.iter()).any(|(key, row)| key.table() == Table::PreKey && row.is_none());
-            let mut left = batch.rows.len().div_ceil(2);
-            batch.rows.retain(|key, row| {
-                left = left.saturating_sub(1);
-                let table = key.table();
-                let out = match row {
-                    Some(_) => forgotten(bug).contains(&table),
-                    None => kept(bug).contains(&table),
-                };
-                let out = out
-                    || match bug {
-                        Bug::ForgetsRatchets => incoming && table == Table::Session,
-                        Bug::ForgetsMarks => {
-                            incoming && matches!(table, Table::Session | Table::Seen)
-                        }
-                        Bug::KeepsPreKeys => takes_key && table == Table::Session,
-                        Bug::HalfBatch => !alive && left == 0,
-                        _ => false,
-                    };
-                !out
-            });
-            for (key, row) in &mut batch.rows {
-                if let Some(row) = row {
-                    spoil(bug, key, row);
-                }
-                if age(bug, key) > 0 {
-                    let place = (account, key.clone());
-                    self.memory
-                        .before
-                        .entry(place)
-                        .or_default()
-                        .push(row.clone());
-                }
-            }
-            if bug == Bug::NoFence
-                && let Some((term, applied)) = given
-                && term != batch.term
-            {
-                batch.term = term;
-                batch.seq = applied.next();
-            }
-        }
-        if bug == Bug::BatchesReversed && batches.len() > 1 {
-            let numbers: Vec<Seq> = batches.iter().map(|batch| batch.seq).collect();
-            batches.reverse();
-            for (batch, seq) in batches.iter_mut().zip(numbers) {
-                batch.seq = seq;
-            }
-        }
-        Cow::Owned(batches)
-    }
-
-    /// Whether a commit is answered before it is written.
-    pub(crate) fn answers_early(&self, batches: &[Batch]) -> bool {
-        let table = match self.bug() {
-            Some(Bug::SentBeforeCommit) => Table::Outbox,
-            Some(Bug::AckBeforeKeep) => Table::Seen,
-            Some(Bug::UploadBeforeKeep) => Table::PreKey,
-            Some(Bug::AnnouncedBeforeKeep) => Table::AppStateVersion,
-            Some(Bug::WriteBehind) => return true,
-            _ => return false,
-        };
-        let mut keys = batches.iter().flat_map(|batch| batch.rows.keys());
-        keys.any(|key| key.table() == table)
-    }
-
-    /// Rows as an engine gets them.
-    pub(crate) fn bugged_rows(&mut self, account: usize, keys: &[Key], rows: &mut Vec<Row>) {
-        let Some(bug) = self.bug() else {
-            return;
-        };
-        let life = self.accounts[account].life;
-        for (key, row) in keys.iter().zip(rows.iter_mut()) {
-            self.memory.age(bug, (account, life), key, row);
-        }
-        match bug {
-            Bug::RowsReversed => rows.reverse(),
-            Bug::RowsShort if rows.len() > 8 => drop(rows.pop()),
-            _ => {}
-        }
-    }
-
-    /// A slice of a table as an engine gets it.
-    pub(crate) fn bugged_scan(&mut self, account: usize, table: Table, rows: &mut Vec<(Key, Row)>) {
-        let Some(bug) = self.bug() else {
-            return;
-        };
-        let life = self.accounts[account].life;
-        for (key, row) in rows.iter_mut() {
-            self.memory.age(bug, (account, life), key, row);
-        }
-        match (bug, table) {
-            (Bug::OutboxNotScanned, Table::Outbox) | (Bug::InboxNotScanned, Table::Inbox) => {
-                rows.clear()
-            }
-            (Bug::ShortPages, _) => drop(rows.pop()),
-            (Bug::MailboxBackwards, Table::Mailbox) => {
-                // As if each had been left when its mirror image was.
-                let content: Vec<Row> = rows.iter().rev().map(|(_, row)| row.clone()).collect();
-                for ((_, row), other) in rows.iter_mut().zip(content) {
-                    *row = other;
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// A right as a new owner understands it.
-    pub(crate) fn bugged_lease(&self, lease: &mut Lease) {
-        match self.bug() {
-            Some(Bug::LossUnnoticed) => lease.sealed = lease.term.history,
-            Some(Bug::AppliedBehind) => lease.applied.0 = lease.applied.0.saturating_sub(1),
-            _ => {}
-        }
-    }
-
-    /// Bytes as they leave a host.
-    pub(crate) fn bugged_write(&mut self, bytes: Bytes) -> Vec<Bytes> {
-        self.memory.writes += 1;
-        let now_and_then = self.memory.writes.is_multiple_of(40);
-        match self.bug() {
-            Some(Bug::LostWrite) if now_and_then => Vec::new(),
-            Some(Bug::TwiceWritten) if now_and_then => vec![bytes.clone(), bytes],
-            _ => vec![bytes],
-        }
-    }
-
-    /// Puts deaf and mute clients between the service and the engines.
-    pub(crate) fn installs(&mut self) {
-        let Some(bug) = self.bug() else {
-            return;
-        };
-        if let Some(deaf) = deaf(bug) {
-            self.service.tamper(Some(deaf));
-        }
-        if let Some(mute) = mute(bug) {
-            self.service.overhear(Some(mute));
-        }
+    /// Whether there is no bug at all: the common case.
+    const fn is_well(&self) -> bool {
+        self.options.bug.is_none() && self.options.second_bug.is_none()
     }
 }
 
-impl Memory {
-    /// The first read of a row in a life brings what was there before.
-    fn age(&mut self, bug: Bug, (account, life): (usize, u64), key: &Key, row: &mut Row) {
-        let age = age(bug, key);
-        if age == 0 || life == 0 || !self.served.insert((account, life, key.clone())) {
-            return;
-        }
-        let history = self.before.get(&(account, key.clone()));
-        if let Some(Some(old)) = history.and_then(|history| history.iter().rev().nth(age)) {
-            *row = Row::Present(old.clone());
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        for bug in Bug::ALL {
+            assert_eq!(bug.to_string().parse(), Ok(*bug));
+            assert_eq!(serde_json::to_string(bug).unwrap(), format!("\"{bug}\""));
         }
     }
-}
 
-fn kind(node: &Node) -> Option<String> {
-    node.get_string("type")
-}
-
-/// What the service says, as a client hears it that does not listen.
-fn deaf(bug: Bug) -> Option<Tamper> {
-    let ignored: fn(&Node) -> bool = match bug {
-        Bug::IgnoresRetry => {
-            |node| node.tag() == "receipt" && kind(node).as_deref() == Some("retry")
+    #[test]
+    fn every_layer_is_half_of_a_pair() {
+        for layer in Bug::ALL.iter().filter(|bug| bug.is_layer()) {
+            let of = |pair: &&Pair| pair.bug == *layer || pair.off == *layer;
+            assert!(Pair::ALL.iter().any(|pair| of(&pair)), "{layer}");
         }
-        Bug::AckIgnored => |node| node.tag() == "ack" && node.get_str("class") == Some("message"),
-        Bug::PreKeyNoticeIgnored => {
-            |node| node.tag() == "notification" && kind(node).as_deref() == Some("encrypt")
+        for pair in Pair::ALL {
+            assert_ne!(pair.bug, pair.off);
         }
-        Bug::SettingsNoticeIgnored => {
-            |node| node.tag() == "notification" && kind(node).as_deref() == Some("server_sync")
-        }
-        _ => return None,
-    };
-    Some(Box::new(move |_, node| {
-        if ignored(&node) {
-            Vec::new()
-        } else {
-            vec![node]
-        }
-    }))
-}
-
-/// What a client says, as one says it that does not know better.
-fn mute(bug: Bug) -> Option<Tamper> {
-    let mut sent: BTreeSet<String> = BTreeSet::new();
-    let says: Box<dyn FnMut(Node) -> Option<Node> + Send> = match bug {
-        Bug::RetryNeverAsked => Box::new(|node| {
-            (node.tag() != "receipt" || kind(&node).as_deref() != Some("retry")).then_some(node)
-        }),
-        Bug::AcksUndecryptable => Box::new(|mut node| {
-            if node.tag() == "receipt" && kind(&node).as_deref() == Some("retry") {
-                node.attrs.retain(|(name, _)| name != "type");
-                node.content = Content::None;
-            }
-            Some(node)
-        }),
-        Bug::RetryWithoutKeys => Box::new(|mut node| {
-            if node.tag() == "receipt"
-                && let Content::Nodes(children) = &mut node.content
-            {
-                children.retain(|child| child.tag() != "keys");
-            }
-            Some(node)
-        }),
-        Bug::NoReceipts => Box::new(|node| {
-            let plain =
-                node.tag() == "receipt" && kind(&node).is_none_or(|kind| kind == "inactive");
-            (!plain).then_some(node)
-        }),
-        Bug::HistoryUnreceipted => Box::new(|node| {
-            let of = kind(&node).is_some_and(|kind| kind == "hist_sync" || kind == "peer_msg");
-            (node.tag() != "receipt" || !of).then_some(node)
-        }),
-        Bug::NotificationsUnacked => Box::new(|node| {
-            let ack = node.tag() == "ack" && node.get_str("class") == Some("notification");
-            (!ack).then_some(node)
-        }),
-        Bug::ReceiptsUnacked => Box::new(|node| {
-            let ack = node.tag() == "ack" && node.get_str("class") == Some("receipt");
-            (!ack).then_some(node)
-        }),
-        Bug::WrongAckId => Box::new(|mut node| {
-            if node.tag() == "ack" {
-                for (name, value) in &mut node.attrs {
-                    if name == "id" {
-                        *value = "another".into();
-                    }
-                }
-            }
-            Some(node)
-        }),
-        Bug::NewIdOnRepeat => Box::new(move |mut node| {
-            let id = node.get_string("id").unwrap_or_default();
-            if node.tag() == "message" && !sent.insert(id.clone()) {
-                let again = format!("{id}B");
-                for (name, value) in &mut node.attrs {
-                    if name == "id" {
-                        *value = again.as_str().into();
-                    }
-                }
-            }
-            Some(node)
-        }),
-        Bug::OwnCopiesForgotten | Bug::OneDeviceOnly => Box::new(move |mut node| {
-            if node.tag() != "message" {
-                return Some(node);
-            }
-            let to = node.get_jid("to");
-            if let Content::Nodes(children) = &mut node.content {
-                for child in children
-                    .iter_mut()
-                    .filter(|child| child.tag() == "participants")
-                {
-                    let Content::Nodes(devices) = &mut child.content else {
-                        continue;
-                    };
-                    let theirs = |device: &Node| {
-                        let jid = device.get_jid("jid");
-                        jid.zip(to.as_ref())
-                            .is_some_and(|(jid, to)| jid.same_user(to))
-                    };
-                    match bug {
-                        Bug::OwnCopiesForgotten => devices.retain(theirs),
-                        _ => {
-                            let first = devices.iter().position(theirs);
-                            let mut at = 0;
-                            devices.retain(|device| {
-                                at += 1;
-                                !theirs(device) || Some(at - 1) == first
-                            });
-                        }
-                    }
-                }
-            }
-            Some(node)
-        }),
-        Bug::PreKeyIdsWrap => Box::new(|mut node| {
-            if node.tag() == "iq"
-                && let Content::Nodes(children) = &mut node.content
-            {
-                for list in children.iter_mut().filter(|child| child.tag() == "list") {
-                    let Content::Nodes(keys) = &mut list.content else {
-                        continue;
-                    };
-                    for key in keys {
-                        let Content::Nodes(parts) = &mut key.content else {
-                            continue;
-                        };
-                        for part in parts.iter_mut().filter(|part| part.tag() == "id") {
-                            let last = part.data().and_then(<[u8]>::last).copied().unwrap_or(0);
-                            part.content = Content::Bytes(vec![0, 0, last % 16 + 1].into());
-                        }
-                    }
-                }
-            }
-            Some(node)
-        }),
-        _ => return None,
-    };
-    let mut says = says;
-    Some(Box::new(move |_, node| says(node).into_iter().collect()))
+    }
 }

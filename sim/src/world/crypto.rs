@@ -39,6 +39,16 @@ impl Crypto {
         return Self::Real;
     }
 
+    /// As the command line has it.
+    #[cfg(feature = "tier-b")]
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Real => "real",
+            #[cfg(feature = "stand-in-crypto")]
+            Self::StandIn => "stand-in",
+        }
+    }
+
     /// In words.
     #[must_use]
     pub const fn words(self) -> &'static str {

@@ -184,7 +184,7 @@ pub(crate) fn weigh(world: &Evidence<'_>) -> Verdict {
         if let Some(pair) = events.windows(2).find(|pair| !follows(pair)) {
             verdict
                 .complaints
-                .push(format!("{}: {} has a gap", account.phone, Judge::EventGap));
+                .push(format!("{}: {}: the book has one", account.phone, Judge::EventGap));
             let seqs = pair.iter().map(|(seq, _)| seq.0).collect();
             verdict.concerns(Subject::Events {
                 account: index,

@@ -55,6 +55,8 @@ judges! {
     SentTold = "sent-told",
     /// What goes out under an id is always the same bytes.
     SendOnce = "send-once",
+    /// What the service has taken is kept as it was asked for, to be sent again.
+    SentKept = "sent-kept",
 
     // ---- events
     /// Numbers in a consumer's book have no gaps, but behind a loss that was announced.
@@ -75,6 +77,8 @@ judges! {
     DurableBeforeVisible = "durable-before-visible",
     /// A message is acknowledged to the service after its mark is durable.
     AckAfterKeep = "ack-after-keep",
+    /// An engine is told that a batch is durable when the store has it, and not before.
+    CommitTold = "commit-told",
     /// An engine has one connection at most, and opens none while it has one.
     OneConnection = "one-connection",
     /// Nothing but pings leaves when the grant has run out.
@@ -93,6 +97,8 @@ judges! {
     PreKeyKept = "prekey-kept",
     /// A device keeps its identity.
     IdentityKept = "identity-kept",
+    /// The store has the identity of each device that it has a session with.
+    IdentityKnown = "identity-known",
 
     // ---- settings and history
     /// What the store says of a collection is what the phone knows of that version.
@@ -103,6 +109,8 @@ judges! {
     SettingsArrive = "settings-arrive",
     /// Contacts and chats say what the phone's settings say.
     SettingsMean = "settings-mean",
+    /// Every key for settings that the phone has told is in the store.
+    SettingsKeysKept = "settings-keys-kept",
     /// A change that was accepted is announced, once.
     ChangeOnce = "change-once",
     /// Every message of a past is shown once, and the phone is told when a chunk is whole.

@@ -86,6 +86,8 @@ pub struct Options {
     pub buggify: plan::Buggify,
     /// A mistake of old.
     pub bug: Option<bugs::Bug>,
+    /// And a layer of defence that is off.
+    pub second_bug: Option<bugs::Bug>,
     /// Real, or cheap stand-ins.
     pub crypto: Crypto,
     /// Keep what engines are given and say, for [`Account::replay`] and [`Account::said`]. Costs time and memory.
@@ -108,6 +110,7 @@ impl Default for Options {
             configure: |_| {},
             buggify: plan::Buggify::default(),
             bug: None,
+            second_bug: None,
             crypto: Crypto::Real,
             record: false,
         }
@@ -142,6 +145,11 @@ pub(crate) enum Happening {
     },
     /// A new engine for an account.
     Start { account: usize },
+    /// A request is left in the mailbox once more.
+    Request {
+        account: usize,
+        request: SendRequest,
+    },
     /// A look into the mailbox.
     Mailbox { account: usize, life: u64 },
     /// The renewal of a lease.
@@ -257,6 +265,8 @@ pub struct World {
     trace: trace::Trace,
     story: trace::Trace,
     ids: Rng,
+    /// Where engines write frames; kept for its memory.
+    wire: Vec<u8>,
 }
 
 impl std::fmt::Debug for World {
@@ -308,6 +318,7 @@ impl World {
             ledger: losses::Ledger::new(),
             trace: trace::Trace::new(),
             story: trace::Trace::new(),
+            wire: Vec::new(),
             options,
         };
         world.installs();
@@ -467,7 +478,8 @@ impl World {
     pub fn run(&mut self, until: u64) {
         let _scope = self.options.crypto.scope();
         let mut steps = 0_u64;
-        while let Some((at, happening)) = self.pop(until) {
+        let mut wake = self.service.next_wake();
+        while let Some((at, happening)) = self.pop(until, wake) {
             steps += 1;
             if steps > MOST_STEPS {
                 self.finds(
@@ -480,8 +492,10 @@ impl World {
             self.now = self.now.max(at);
             self.clock.store(self.now.0, Ordering::Relaxed);
             self.happen(happening);
-            if self.service.is_due(self.now) {
+            wake = self.service.next_wake();
+            if self.service.has_post() || wake.is_some_and(|wake| wake <= self.now) {
                 self.service.tick(self.service_now());
+                wake = self.service.next_wake();
             }
             self.drain_service();
         }
@@ -491,7 +505,8 @@ impl World {
         self.drain_service();
     }
 
-    fn pop(&mut self, until: u64) -> Option<(Micros, Happening)> {
+    /// What is next. `service`: when the service is due.
+    fn pop(&mut self, until: u64, service: Option<Micros>) -> Option<(Micros, Happening)> {
         // Engines and the service have timers of their own: they are due before what lies later on the heap.
         let next = self.agenda.next();
         let wakes = self
@@ -500,7 +515,6 @@ impl World {
             .enumerate()
             .filter_map(|(index, account)| Some((account.wake?, index)));
         let wake = wakes.min();
-        let service = self.service.next_wake();
         let soonest = [next, wake.map(|(at, _)| at), service]
             .into_iter()
             .flatten()
@@ -527,7 +541,8 @@ impl World {
         self.now = self.now.max(soonest);
         self.service.tick(self.service_now());
         self.drain_service();
-        self.pop(until)
+        let service = self.service.next_wake();
+        self.pop(until, service)
     }
 
     fn happen(&mut self, happening: Happening) {
@@ -569,6 +584,7 @@ impl World {
                 batches,
             } => self.commit(account, life, batches),
             Happening::Start { account } => self.start(account),
+            Happening::Request { account, request } => self.enqueue(account, request),
             Happening::Mailbox { account, life } => self.look_for_mail(account, life),
             Happening::Renew { account, life } => self.renew(account, life),
             Happening::Watch => self.watch(),
@@ -741,6 +757,9 @@ impl World {
     fn heal(&mut self) {
         self.service.heal();
         self.fair_weather();
+        if self.has(bugs::Bug::KeysToldOnce) {
+            return;
+        }
         for account in 0..self.accounts.len() {
             let device = self.companion(account);
             self.service.share_keys(&device, None, self.service_now());
@@ -820,6 +839,37 @@ impl World {
             self.hang_up(conn);
             self.give(account, life, ToEngine::Closed);
         }
+    }
+
+    /// Whether nothing is left to be done: no judge has anything to wait for. A world that has lost something may have
+    /// to wait for what nobody can see, so it is never said of one.
+    pub(crate) fn is_calm(&self) -> bool {
+        let most = self.config().limits.outbox.get();
+        let calm = |(index, account): (usize, &Account)| {
+            let Some(engine) = &account.engine else {
+                return false;
+            };
+            let appetite = engine.appetite();
+            account.online
+                && !account.committing
+                && account.sealed.is_empty()
+                && !account.is_looking()
+                && account.watched.unanswered() == 0
+                && appetite.bytes
+                && appetite.commands == most
+                && self.service.waiting(&self.companion(index)).is_empty()
+                && (account
+                    .places
+                    .unfinished(&self.service, &account.phone)
+                    .next())
+                .is_none()
+        };
+        let mut histories = self.service.books().histories().iter();
+        self.ledger.losses() == 0
+            && self.downloads.is_empty()
+            && self.accounts.iter().enumerate().all(calm)
+            && histories.all(|log| log.received)
+            && self.missing().is_empty()
     }
 
     /// Gives a command to an account's engine, if it has one.

@@ -42,6 +42,9 @@ pub struct Plan {
     /// A mistake of old.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bug: Option<Bug>,
+    /// And a layer of defence that is off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub second_bug: Option<Bug>,
     /// Another cryptography than the seed has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crypto: Option<Crypto>,
@@ -147,6 +150,73 @@ fn index(rng: &mut Rng, count: usize) -> usize {
     usize::try_from(rng.below(count as u64)).unwrap_or(0)
 }
 
+/// How much happens in a seed. What a seed costs grows with what is said in it, and what it finds hardly does: in the
+/// time of one rich world ten small ones meet ten times as many combinations of faults, each with little beside them
+/// that could hide what they do. But some mistakes show only where much goes on at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Size {
+    /// Nearly all.
+    Small,
+    /// One in sixteen.
+    Rich,
+}
+
+impl Size {
+    fn draw(shape: &mut Rng) -> Self {
+        match shape.below(16) {
+            0 => Self::Rich,
+            _ => Self::Small,
+        }
+    }
+
+    fn accounts(self, shape: &mut Rng) -> usize {
+        match self {
+            Self::Small => 2 + usize::from(shape.below(8) == 0),
+            Self::Rich => 2 + index(shape, 3),
+        }
+    }
+
+    /// How long people have things to say, in microseconds.
+    fn span(self, shape: &mut Rng) -> u64 {
+        match self {
+            Self::Small => SECOND * (1 + shape.below(4)),
+            Self::Rich => 8 * SECOND,
+        }
+    }
+
+    fn texts(self, rng: &mut Rng) -> u64 {
+        match self {
+            Self::Small => 2 + rng.below(8),
+            Self::Rich => 30 + rng.below(90),
+        }
+    }
+
+    /// How often settings are changed. A small world has something to change if there is trouble with that, else rarely.
+    fn settings(self, rng: &mut Rng, trouble: bool) -> u64 {
+        match self {
+            Self::Small if trouble => 2 + rng.below(4),
+            Self::Small => rng.below(8).saturating_sub(4),
+            Self::Rich => rng.below(24),
+        }
+    }
+
+    /// How many parts of their past phones hand over.
+    fn histories(self, rng: &mut Rng, trouble: bool) -> u64 {
+        match self {
+            Self::Small => u64::from(trouble || rng.below(8) == 0),
+            Self::Rich => rng.below(3),
+        }
+    }
+
+    /// How many faults there are at most: those of kinds that a seed does without are not drawn again.
+    fn faults(self, rng: &mut Rng) -> u64 {
+        match self {
+            Self::Small => 1 + rng.below(4),
+            Self::Rich => rng.below(14),
+        }
+    }
+}
+
 /// The stream of a concern of a seed.
 fn stream(seed: u64, label: &str) -> Rng {
     let mut bytes = [0xc4; 32];
@@ -159,7 +229,9 @@ impl Plan {
     #[must_use]
     pub fn draw(seed: u64) -> Self {
         let mut shape = stream(seed, "shape");
-        let accounts = 2 + index(&mut shape, 3);
+        let size = Size::draw(&mut shape);
+        let accounts = size.accounts(&mut shape);
+        let span = size.span(&mut shape);
         let store = (100, 1 + 5_000 * (1 + shape.below(8)));
         let network = (500, 10_000 << shape.below(5));
         // Three of four worlds have engines as usual.
@@ -167,11 +239,21 @@ impl Plan {
             0 => Buggify::draw(&mut stream(seed, "buggify")),
             _ => Buggify::default(),
         };
-        let mut work = texts(&mut stream(seed, "texts"), accounts);
-        work.extend(settings(&mut stream(seed, "settings"), accounts));
-        work.extend(histories(&mut stream(seed, "histories"), accounts));
+        let faults = faults(seed, size, accounts, span);
+        let trouble = |family| {
+            let mut faults = faults.iter();
+            faults.any(|fault: &Fault| fault.kind.family() == family)
+        };
+        let mut rng = stream(seed, "texts");
+        let count = size.texts(&mut rng);
+        let mut work = texts(&mut rng, accounts, count, span);
+        let mut rng = stream(seed, "settings");
+        let count = size.settings(&mut rng, trouble("settings"));
+        work.extend(settings(&mut rng, accounts, count, span));
+        let mut rng = stream(seed, "histories");
+        let count = size.histories(&mut rng, trouble("files"));
+        work.extend(histories(&mut rng, size, accounts, count, span));
         work.sort_by_key(|task| task.at);
-        let faults = faults(seed, accounts);
         Self {
             seed,
             accounts,
@@ -179,10 +261,12 @@ impl Plan {
             store,
             buggify,
             bug: None,
+            second_bug: None,
             crypto: None,
             work,
             faults,
-            heals: 16 * SECOND,
+            // What lasts as long as a lease is over by then.
+            heals: span + 8 * SECOND,
             reconnect: true,
         }
     }
@@ -208,6 +292,7 @@ impl Plan {
             store: self.store,
             buggify: self.buggify,
             bug: self.bug,
+            second_bug: self.second_bug,
             crypto: self.crypto(),
             // It costs as much as the run, so one world in sixteen has it, for the judge of replays.
             record: self.seed.is_multiple_of(16),
@@ -264,6 +349,7 @@ impl fmt::Display for Plan {
             store,
             buggify,
             bug,
+            second_bug,
             faults,
             heals,
             ..
@@ -285,7 +371,7 @@ impl fmt::Display for Plan {
             let words = serde_json::to_string(buggify).unwrap_or_default();
             writeln!(f, "  unusual limits: {words}")?;
         }
-        if let Some(bug) = bug {
+        for bug in bug.iter().chain(second_bug) {
             writeln!(f, "  with the bug {bug}: {}", bug.words())?;
         }
         if self.work.len() <= 12 {
@@ -304,14 +390,13 @@ impl fmt::Display for Plan {
     }
 }
 
-/// Texts in all directions over eight seconds.
-fn texts(rng: &mut Rng, accounts: usize) -> Vec<Task> {
-    let count = 30 + rng.below(60);
+/// Texts in all directions, evenly over a time.
+fn texts(rng: &mut Rng, accounts: usize, count: u64, span: u64) -> Vec<Task> {
     let mut tasks = Vec::new();
     for n in 0..count {
         let from = index(rng, accounts);
         let to = (from + 1 + index(rng, accounts - 1)) % accounts;
-        let at = n * 8 * SECOND / count;
+        let at = n * span / count;
         let id = message_id("", i64::try_from(at).unwrap_or(0), &rng.bytes()).to_string();
         let text = format!("text {n}");
         let step = Step::Send { from, to, id, text };
@@ -320,10 +405,10 @@ fn texts(rng: &mut Rng, accounts: usize) -> Vec<Task> {
     tasks
 }
 
-/// Settings that are changed over nine seconds, on phones and through engines.
-fn settings(rng: &mut Rng, accounts: usize) -> Vec<Task> {
+/// Settings that are changed, on phones and through engines, until a second after the last text.
+fn settings(rng: &mut Rng, accounts: usize, count: u64, span: u64) -> Vec<Task> {
     let mut tasks = Vec::new();
-    for _ in 0..rng.below(24) {
+    for _ in 0..count {
         let account = index(rng, accounts);
         let changes = Change::draw_some(rng);
         let step = if rng.below(2) == 0 {
@@ -332,20 +417,25 @@ fn settings(rng: &mut Rng, accounts: usize) -> Vec<Task> {
             Step::Change { account, changes }
         };
         tasks.push(Task {
-            at: rng.below(9 * SECOND),
+            at: rng.below(span + SECOND),
             step,
         });
     }
     tasks
 }
 
-/// What phones hand over in the course of six seconds: most of it short, some of it twice, some of it damaged.
-fn histories(rng: &mut Rng, accounts: usize) -> Vec<Task> {
+/// What phones hand over in the course of three quarters of a time: most of it short, some of it twice, some of it
+/// damaged.
+fn histories(rng: &mut Rng, size: Size, accounts: usize, count: u64, span: u64) -> Vec<Task> {
     let mut tasks = Vec::new();
-    let span = 6 * SECOND;
-    for _ in 0..rng.below(3) {
+    let span = span * 3 / 4;
+    for _ in 0..count {
         let account = index(rng, accounts);
-        let history = history(rng);
+        let mut history = history(rng);
+        if size == Size::Small {
+            history.bytes = history.bytes.min(4096);
+            history.chunks = history.chunks.min(2);
+        }
         let at = rng.below(span);
         let step = Step::History { account, history };
         tasks.push(Task { at, step });
@@ -399,7 +489,7 @@ fn swarm(rng: &mut Rng) -> Vec<(Kind, u64)> {
     kinds
 }
 
-fn faults(seed: u64, accounts: usize) -> Vec<Fault> {
+fn faults(seed: u64, size: Size, accounts: usize, span: u64) -> Vec<Fault> {
     let kinds = swarm(&mut stream(seed, "swarm"));
     let mut rng = stream(seed, "faults");
     let mut aims = stream(seed, "aim");
@@ -409,10 +499,10 @@ fn faults(seed: u64, accounts: usize) -> Vec<Fault> {
     let mut faults = Vec::new();
     // A file that fails again and again is given up, and then a past is lost: one trouble with files is enough.
     let mut files = false;
-    for _ in 0..rng.below(11) {
+    for _ in 0..size.faults(&mut rng) {
         let mut point = rng.below(total.max(1));
         let account = index(&mut rng, accounts);
-        let at = rng.below(9 * SECOND);
+        let at = rng.below(span + SECOND);
         let count = 1 + u32::try_from(rng.below(3)).unwrap_or(0);
         let short = 200_000 + rng.below(4 * SECOND);
         // Around the life of a lease.

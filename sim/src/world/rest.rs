@@ -7,11 +7,15 @@ use baton_core::{
     crypto::sha256,
     flow::Event,
     jid::Jid,
-    proto::record::{self, outbound::State},
+    proto::{
+        e2e,
+        record::{self, outbound::State},
+    },
     signal::SessionRecord,
     state::{Key, Record, Row, Store as _, Table, codec, memory::MemoryStore},
 };
-use std::collections::BTreeSet;
+use prost::Message as _;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// More connections than this in a run are a fight, or a client that does not wait.
 const MOST_CONNECTIONS: u64 = 60;
@@ -61,7 +65,6 @@ fn service(world: &World, verdict: &mut Verdict) {
 
 /// What consumers and phones have read, against what was asked for.
 fn texts(world: &World, verdict: &mut Verdict) {
-    use std::collections::BTreeMap;
     let asked: BTreeSet<(usize, &str)> = (world.asked.iter())
         .map(|(_, to, id, _)| (*to, id.as_str()))
         .collect();
@@ -207,6 +210,10 @@ impl Case<'_> {
                     format!("{} reached the service before it was durable", key.id)
                 });
                 let lost = world.ledger.losses() > 0;
+                self.look(Judge::SendOnce, log.changed == 0 || lost, || {
+                    let (id, times) = (&key.id, log.changed);
+                    format!("{id} came with other ciphertexts, {times} times")
+                });
                 let reported = told.contains(key.id.as_str());
                 if this.online {
                     self.look_at(Judge::SentTold, &key.id, reported || lost, || {
@@ -304,7 +311,7 @@ impl Case<'_> {
             });
         }
         if world.options.record {
-            let same = this.replay(world.config());
+            let same = this.replay(world.engine_config());
             self.look(Judge::Replays, same.is_ok(), || format!("{same:?}"));
         }
         let downloads = world
@@ -322,6 +329,10 @@ impl Case<'_> {
         let this = &world.accounts[self.account];
         let mut counters = record::Counters::default();
         let mut inbox = Vec::new();
+        let mut sent = BTreeMap::new();
+        let mut sessions = BTreeMap::new();
+        let mut identities = BTreeMap::new();
+        let mut setting_keys = BTreeSet::new();
         let (mut most_key, mut most_order) = (0, 0);
         for (key, row) in all_rows(&world.store, &this.id) {
             let decodes = decodes(&key, &row);
@@ -332,6 +343,22 @@ impl Case<'_> {
                 Key::Counters => counters = codec::decode(&row).unwrap_or_default(),
                 Key::PreKey(id) => most_key = most_key.max(*id),
                 Key::Inbox(seq) => inbox.push(*seq),
+                Key::Sent(id) => {
+                    let row: record::Outbound = codec::decode(&row).unwrap_or_default();
+                    sent.insert(id.to_string(), row.content.unwrap_or_default());
+                }
+                Key::Session(device) => {
+                    let session = codec::payload(&row).map(SessionRecord::decode);
+                    let identity = session.ok().and_then(|found| found.ok()?.remote_identity());
+                    if let Some(identity) = identity {
+                        sessions.insert(device.clone(), identity);
+                    }
+                }
+                Key::Identity(device) => {
+                    let row: record::Identity = codec::decode(&row).unwrap_or_default();
+                    identities.insert(device.clone(), row.key.unwrap_or_default());
+                }
+                Key::AppStateSyncKey(id) => drop(setting_keys.insert(id.to_vec())),
                 Key::Outbox(id) => {
                     let row: record::Outbound = codec::decode(&row).unwrap_or_default();
                     most_order = most_order.max(row.order.unwrap_or(0));
@@ -348,6 +375,19 @@ impl Case<'_> {
         }
         self.verdict.judged.saw(Judge::LiveOutbox, 1);
         self.verdict.judged.saw(Judge::LiveMailbox, 1);
+        self.sent(&sent);
+        for (device, identity) in sessions {
+            let known = identities.get(&device);
+            let known = known.is_some_and(|known| known.as_slice() == identity.as_bytes());
+            self.look(Judge::IdentityKnown, known, || {
+                format!("the identity of {device} is not kept, its session is")
+            });
+        }
+        for id in world.service.setting_keys(&this.phone) {
+            self.look(Judge::SettingsKeysKept, setting_keys.contains(&id), || {
+                format!("key {id:?} for settings is not kept")
+            });
+        }
         let last = this.events.keys().next_back().map_or(0, |seq| seq.0);
         let next = counters.next_event.unwrap_or(1);
         self.look(Judge::CountersAhead, next > last, || {
@@ -375,6 +415,35 @@ impl Case<'_> {
                 this.acknowledged.0
             )
         });
+    }
+}
+
+impl Case<'_> {
+    /// What was sent is there to be sent again, as somebody asked for it.
+    fn sent(&mut self, kept: &BTreeMap<String, Vec<u8>>) {
+        let world = self.world;
+        // What a database has lost cannot be sent again.
+        if world.ledger.losses() > 0 {
+            return;
+        }
+        let events = world.accounts[self.account].events.values();
+        let told: BTreeSet<&str> = (events)
+            .filter_map(|event| match event {
+                Event::Sent { id, .. } => Some(id.as_str()),
+                _ => None,
+            })
+            .collect();
+        for (from, _, id, text) in &world.asked {
+            if *from != self.account || !told.contains(id.as_str()) {
+                continue;
+            }
+            let content = kept.get(id).map(Vec::as_slice);
+            let message = content.and_then(|bytes| e2e::Message::decode(bytes).ok());
+            let whole = message.is_some_and(|message| message.conversation.as_ref() == Some(text));
+            self.look(Judge::SentKept, whole, || {
+                format!("{id} was sent, and is not kept as it was asked for")
+            });
+        }
     }
 }
 

@@ -41,10 +41,6 @@ pub(crate) struct Places {
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-#[cfg_attr(
-    not(feature = "tier-b"),
-    expect(dead_code, reason = "only worlds of tier B ask what is unfinished")
-)]
 struct Place {
     version: u64,
     fetched: bool,
@@ -118,7 +114,6 @@ impl Places {
     }
 
     /// Which collections are still on their way to where the phone has them.
-    #[cfg(feature = "tier-b")]
     pub(crate) fn unfinished<'a>(
         &'a self,
         service: &'a Service,

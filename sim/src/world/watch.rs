@@ -21,6 +21,10 @@ const MOST_WAKES: u32 = 100;
 pub(crate) struct Watched {
     /// The right that was given last, after how many losses of commits, and the last batch written under it.
     given: Option<(Term, usize, Seq)>,
+    /// Of each epoch the last batch that a store has taken.
+    written: BTreeMap<Epoch, Seq>,
+    /// What was taken under a number since so many losses, roughly: rows, and bytes in them.
+    taken: BTreeMap<(usize, Epoch, Seq), (usize, usize)>,
     /// What has become durable, and when first.
     pub(super) inbox: BTreeMap<EventSeq, Micros>,
     pub(super) outbox: BTreeMap<String, Micros>,
@@ -40,6 +44,8 @@ struct Life {
     shown: BTreeSet<EventSeq>,
     /// A connection is being made.
     opening: bool,
+    /// Connections that were asked for.
+    opened: u32,
     wakes: u32,
 }
 
@@ -47,6 +53,11 @@ impl Watched {
     /// The right that was given last, and the last batch written under it.
     pub(super) fn given(&self) -> Option<(Term, Seq)> {
         self.given.map(|(term, _, applied)| (term, applied))
+    }
+
+    /// How many connections the present engine has asked for.
+    pub(super) const fn opened(&self) -> u32 {
+        self.life.opened
     }
 
     /// Commands that have no answer.
@@ -97,14 +108,19 @@ impl World {
         };
     }
 
-    /// A store has answered a batch.
-    pub(crate) fn watch_outcome(&mut self, account: usize, batch: &Batch, outcome: &Outcome) {
+    /// A store has answered a batch. Returns whether it has written it: it may have had it already.
+    pub(crate) fn watch_outcome(
+        &mut self,
+        account: usize,
+        batch: &Batch,
+        outcome: &Outcome,
+    ) -> bool {
         if let Outcome::Rejected(why) = outcome {
             let words = format!("batch {} was rejected: {why}", batch.seq.0);
             self.finds(account, Judge::OneWriter, words);
         }
         if *outcome != Outcome::Committed {
-            return;
+            return false;
         }
         self.judged.saw(Judge::OneWriter, 1);
         self.judged.saw(Judge::TenantWall, 1);
@@ -137,8 +153,14 @@ impl World {
             }
             None => wrong = Some("a batch of an account that nobody has".to_owned()),
         }
+        let bytes = (batch.rows.values().flatten()).map(|row| row.0.len()).sum();
+        let what = (batch.rows.len(), bytes);
+        let number = (losses, batch.term.epoch, batch.seq);
+        if *watched.taken.entry(number).or_insert(what) != what {
+            wrong = Some(format!("there are two batches {}", batch.seq.0));
+        }
         for (key, row) in &batch.rows {
-            if row.is_none() {
+            if row.is_none() || again {
                 continue;
             }
             match key {
@@ -157,12 +179,30 @@ impl World {
         if let Some(words) = wrong {
             self.finds(account, Judge::OneWriter, words);
         }
+        !again
     }
 
-    /// An engine was told something.
-    pub(crate) fn watch_durable(&mut self, account: usize, upto: Seq) {
-        let life = &mut self.watched(account).life;
+    /// A store has taken a batch, as an engine made it.
+    pub(crate) fn watch_written(&mut self, account: usize, batch: &Batch) {
+        let written = &mut self.watched(account).written;
+        let last = written.entry(batch.term.epoch).or_default();
+        *last = batch.seq.max(*last);
+    }
+
+    /// An engine is told that its batches are durable.
+    pub(crate) fn watch_durable(&mut self, account: usize, epoch: Epoch, upto: Seq) {
+        self.judged.saw(Judge::CommitTold, 1);
+        let watched = self.watched(account);
+        let written = watched.written.get(&epoch).copied().unwrap_or_default();
+        let life = &mut watched.life;
         life.durable = life.durable.max(upto);
+        if upto > written {
+            let words = format!(
+                "batch {} under epoch {} was called durable, the store has {}",
+                upto.0, epoch.0, written.0
+            );
+            self.finds(account, Judge::CommitTold, words);
+        }
     }
 
     /// An engine was told that its connection stands, or is gone.
@@ -184,6 +224,10 @@ impl World {
         let now = self.now;
         let until = self.accounts[account].lease;
         let connected = self.accounts[account].conn.is_some();
+        // One that nobody has closed, and that has not broken either.
+        let mine = (account, self.accounts[account].life);
+        let held = matches!(output, Output::Open(_))
+            && (self.conns.iter()).any(|(conn, whose)| *whose == mine && !self.dead.contains(conn));
         // The same for all engines of a world.
         let (most_batches, most_events, margin) = self.bounds;
         let mut found: Vec<(Judge, String)> = Vec::new();
@@ -229,7 +273,8 @@ impl World {
             }
             Output::Open(_) => {
                 saw.push(Judge::OneConnection);
-                if connected || life.opening {
+                life.opened += 1;
+                if connected || life.opening || held {
                     let words = "a second connection is asked for".to_owned();
                     found.push((Judge::OneConnection, words));
                 }

@@ -1,10 +1,13 @@
 //! What ownership costs the database: calls by name while nothing happens. They depend on hosts, not on accounts.
 
-use crate::rig::{Rig, memory, until};
+use crate::rig::{Rig, config, memory, phone, until};
 use baton_core::{
     cluster::device::State,
-    state::{Store, StoreError},
+    flow::{Command, Connection, Notice},
+    state::{AccountId, HostInfo, Store, StoreError},
 };
+use baton_tokio::{Host, Item, SystemEnv};
+use futures_util::{StreamExt as _, stream};
 use std::{
     collections::BTreeMap,
     future::Future,
@@ -77,6 +80,7 @@ async fn idle<S: Store>(
     let store = Counted::new(store);
     let calls = Arc::clone(&store.calls);
     let rig = Rig::new(store, accounts).await;
+    link_all(&rig).await;
     let start = |name| {
         let connector = rig.server.in_memory();
         rig.start_over(connector, baton_tokio::FleetOptions::named(name), name)
@@ -90,9 +94,9 @@ async fn idle<S: Store>(
     };
     let begin = Instant::now();
     while live() < accounts {
-        let patience = Duration::from_secs(1_800);
+        let patience = Duration::from_secs(600);
         assert!(begin.elapsed() < patience, "{} live", live());
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
     }
     // What linking left to do is done.
     let total = || calls.lock().unwrap().get("commit").copied().unwrap_or(0);
@@ -121,6 +125,43 @@ async fn idle<S: Store>(
         accounts,
         seconds,
         calls: rates.collect(),
+    }
+}
+
+/// Links every account, some at a time, by a host of its own that leaves. Hosts would come to that too, but they try an
+/// account that is not linked less and less often.
+async fn link_all<S: Store>(rig: &Rig<S>) {
+    let mut options = baton_tokio::Options::default();
+    options.member.info = HostInfo {
+        capacity: 0,
+        ..HostInfo::named("linking")
+    };
+    let (store, connector) = (rig.store.clone(), rig.server.in_memory());
+    let host = Host::new(store, connector, SystemEnv::new(), options);
+    let one = async |id: &AccountId| {
+        let (account, mut inbox, served) = host.account(id.clone(), config(&rig.server));
+        let served = tokio::spawn(served);
+        let linking = account.post(Command::Link).await;
+        loop {
+            match inbox.next().await.expect("it goes on") {
+                Item::Notice(Notice::Qr { text, .. }) => {
+                    let scan = |service: &mut sim::service::Service, now| {
+                        service.scan(&text, Some(&phone(id)), now)
+                    };
+                    rig.server.with(scan).expect("a sound code");
+                }
+                Item::Notice(Notice::Connection(Connection::Online)) => break,
+                _ => {}
+            }
+        }
+        linking.await.expect("linked");
+        account.shutdown();
+        served.await.expect("it ends");
+    };
+    let all = stream::iter(&rig.ids).for_each_concurrent(16, one);
+    tokio::select! { biased;
+        () = all => host.leave().await,
+        never = host.run() => match never {},
     }
 }
 

@@ -131,7 +131,7 @@ pub(crate) fn options(name: &str) -> FleetOptions {
     }
 }
 
-fn config(server: &SimServer) -> Config {
+pub(crate) fn config(server: &SimServer) -> Config {
     Config {
         limits: Limits::gateway(),
         service: ServiceConfig {

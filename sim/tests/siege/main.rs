@@ -9,9 +9,11 @@
 mod cloud;
 mod gate;
 mod history;
+mod limits;
 mod malice;
 mod refused;
 mod rig;
+mod room;
 mod service;
 mod settings;
 mod store;

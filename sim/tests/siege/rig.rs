@@ -853,12 +853,16 @@ impl Peer {
         message: &e2e::Message,
         rng: &mut Rng,
     ) -> (&'static str, Vec<u8>) {
-        let content = message.encode_to_vec();
+        self.seal_bytes(&message.encode_to_vec(), rng)
+    }
+
+    /// As [`seal`](Self::seal), for what need not be a message.
+    pub(crate) fn seal_bytes(&mut self, content: &[u8], rng: &mut Rng) -> (&'static str, Vec<u8>) {
         let local = LocalIdentity {
             key_pair: &self.identity,
             registration_id: 7,
         };
-        let padded = signal::pad(&content, rng);
+        let padded = signal::pad(content, rng);
         let sealed = signal::encrypt(&mut self.session, &local, &padded).expect("a session");
         let kind = match sealed.kind {
             CiphertextKind::PreKey => "pkmsg",

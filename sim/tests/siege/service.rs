@@ -195,6 +195,8 @@ fn a_device_listed_often_is_written_to_once() {
         within_limits(&rig);
     }
     let said = rig.look();
+    let notices = format!("{:?}", said.notices);
+    assert!(notices.contains("more entries than are looked at"));
     let message = said
         .nodes
         .iter()

@@ -78,11 +78,14 @@ impl Sends {
         self.jobs.len()
     }
 
+    /// An empty outbox has room for one message of any size, which is what a message may have at most: `Busy` says that
+    /// it will be otherwise later, and for a message larger than the room it never would be.
     fn has_room(&self, cx: &Context, bytes: usize) -> bool {
         let most = cx.config.limits.outbox.get();
         u64::try_from(self.jobs.len()).is_ok_and(|len| len < u64::from(most))
-            && u64::try_from(self.bytes + bytes)
-                .is_ok_and(|bytes| bytes <= u64::from(cx.config.limits.gate_bytes.get()))
+            && (self.jobs.is_empty()
+                || u64::try_from(self.bytes + bytes)
+                    .is_ok_and(|bytes| bytes <= u64::from(cx.config.limits.gate_bytes.get())))
     }
 
     /// Takes in the rows that a previous owner left.

@@ -192,11 +192,10 @@ impl Sends {
         if let Some(proof) = cx.account.adv.clone().filter(|_| first) {
             stanza = stanza.child(Node::new("device-identity").bytes(proof));
         }
-        let mut payload = Vec::new();
-        if node::encode(&stanza, &mut payload).is_err() || payload.len() > STANZA_BYTES {
+        let Some(payload) = sendable(&stanza) else {
             self.fail(cx, id, 0);
             return;
-        }
+        };
         self.bytes += payload.len();
         job.row.state = Some(State::Sealed.into());
         job.row.stanza = Some(payload);
@@ -268,6 +267,13 @@ impl Sends {
     }
 }
 
+/// The bytes of a stanza, if they may be sent.
+fn sendable(stanza: &Node) -> Option<Vec<u8>> {
+    let mut payload = Vec::new();
+    node::encode(stanza, &mut payload).ok()?;
+    (payload.len() <= STANZA_BYTES).then_some(payload)
+}
+
 fn list_is_old(cx: &mut Context, user: &Jid) -> bool {
     let list: Option<record::DeviceList> = cx.read(&Key::DeviceList(user.bare()));
     list.is_none_or(|list| list.fetched_at.unwrap_or(0).saturating_add(EMPTY_LIST_SECS) < cx.unix())
@@ -276,4 +282,37 @@ fn list_is_old(cx: &mut Context, user: &Jid) -> bool {
 pub(crate) fn has_session(cx: &mut Context, device: &Jid) -> bool {
     let session = devices::session(cx, &Key::Session(device.clone()));
     session.is_some_and(|session| session.is_usable_by(&cx.account.identity.public))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        limits::{FRAME, MESSAGE_SENT, ROW, STANZA_SENT},
+        proto::record::Outbound,
+    };
+
+    #[test]
+    fn a_stanza_ends_at_its_limit_and_fits_into_frame_and_row() {
+        let of = |bytes: usize| sendable(&Node::new("a").bytes(vec![0; bytes]));
+        let around = of(1 << 20).unwrap().len() - (1 << 20);
+        let below = of(STANZA_SENT - around - 1).unwrap();
+        assert_eq!(below.len(), STANZA_SENT - 1);
+        let largest = of(STANZA_SENT - around).unwrap();
+        assert_eq!(largest.len(), STANZA_SENT);
+        assert_eq!(of(STANZA_SENT - around + 1), None);
+
+        // Noise adds 16 bytes; a row has the message beside it, and what says to whom it goes.
+        assert!(largest.len() + 16 <= FRAME);
+        let row = Outbound {
+            state: Some(State::Sealed.into()),
+            to: Some("9".repeat(255)),
+            content: Some(vec![0; MESSAGE_SENT]),
+            stanza: Some(largest),
+            order: Some(u64::MAX),
+            accepted_at: Some(-1),
+            ..Default::default()
+        };
+        assert!(codec::encode(&row).0.len() <= ROW);
+    }
 }

@@ -51,7 +51,7 @@ use history::History;
 use keys::{Keys, Ring, read_key};
 use phone::Phone;
 use round::Round;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use trouble::RECOVERY_PATIENCE;
 
 /// Questions for pages that may be open.
@@ -104,10 +104,39 @@ struct Track {
     recovery: Option<Box<SyncdSnapshotRecovery>>,
 }
 
+/// One for each collection, in their order. They are looked through with every input.
+#[derive(Debug, Default)]
+struct Tracks([Track; 5]);
+
+impl Tracks {
+    fn of(&mut self, collection: Collection) -> &mut Track {
+        let [block, unblock, high, regular, low] = &mut self.0;
+        match collection {
+            Collection::CriticalBlock => block,
+            Collection::CriticalUnblockLow => unblock,
+            Collection::RegularHigh => high,
+            Collection::Regular => regular,
+            Collection::RegularLow => low,
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (Collection, &Track)> {
+        Collection::ALL.into_iter().zip(&self.0)
+    }
+
+    fn values(&self) -> impl Iterator<Item = &Track> {
+        self.0.iter()
+    }
+
+    fn values_mut(&mut self) -> impl Iterator<Item = &mut Track> {
+        self.0.iter_mut()
+    }
+}
+
 /// See the module documentation.
 #[derive(Debug)]
 pub(crate) struct Sync {
-    tracks: BTreeMap<Collection, Track>,
+    tracks: Tracks,
     keys: Keys,
     round: Option<Round>,
     phone: Phone,
@@ -125,9 +154,8 @@ pub(crate) struct Sync {
 
 impl Default for Sync {
     fn default() -> Self {
-        let tracks = Collection::ALL.map(|collection| (collection, Track::default()));
         Self {
-            tracks: tracks.into(),
+            tracks: Tracks::default(),
             keys: Keys::default(),
             round: None,
             phone: Phone::default(),
@@ -143,7 +171,7 @@ impl Default for Sync {
 
 impl Sync {
     fn track(&mut self, collection: Collection) -> &mut Track {
-        self.tracks.entry(collection).or_default()
+        self.tracks.of(collection)
     }
 
     /// Something may have changed in a collection; it leads to this version, if that is known.
@@ -233,11 +261,11 @@ impl Sync {
                 return None;
             }
             let now = cx.now.mono;
-            let mut turn = self.tracks.iter().filter(|(_, track)| {
+            let turn = self.tracks.iter().find(|(_, track)| {
                 let due = track.not_before.is_none_or(|at| at <= now);
                 track.wanted && !track.given_up && track.waiting.is_empty() && due
             });
-            let Some(collection) = turn.next().map(|(collection, _)| *collection) else {
+            let Some(collection) = turn.map(|(collection, _)| collection) else {
                 let idle = self.tracks.values().all(|track| !track.wanted);
                 if idle && matches!(self.keys, Keys::Ready(_)) {
                     // A kilobyte each, and nobody needs them.
@@ -485,7 +513,7 @@ impl Sync {
             .tracks
             .iter()
             .filter(|(_, track)| track.recovery_until.is_some_and(|until| until <= now));
-        let late: Vec<Collection> = late.map(|(collection, _)| *collection).collect();
+        let late: Vec<Collection> = late.map(|(collection, _)| collection).collect();
         for collection in late {
             self.track(collection).recovery_until = None;
             self.give_up(

@@ -153,7 +153,7 @@ impl super::Sync {
                         if round.more && round.questions < QUESTIONS {
                             return self.round_on(cx, online);
                         }
-                        let track = self.tracks.entry(collection).or_default();
+                        let track = self.tracks.of(collection);
                         track.wanted |= round.more;
                         track.attempts = 0;
                         let version = track.version.unwrap_or(0);

@@ -250,6 +250,60 @@ fn five_keys_are_kept_and_an_id_is_taken_over() {
 }
 
 #[test]
+fn keys_in_a_row_end_at_their_limit() {
+    use crate::limits::SENDER_KEYS;
+    let mut rng = Rng::from_seed([6; 32]);
+    let one = SenderKeyRecord::create(&mut rng).encode();
+    for count in [SENDER_KEYS - 1, SENDER_KEYS, SENDER_KEYS + 1] {
+        let record = SenderKeyRecord::decode(&one.repeat(count)).unwrap();
+        assert_eq!(record.states.len(), count.min(SENDER_KEYS));
+    }
+}
+
+#[test]
+fn the_jump_of_an_own_device_ends_at_its_limit() {
+    use crate::limits::FORWARD_JUMP_OWN;
+    for (ahead, expected) in [
+        (FORWARD_JUMP_OWN - 1, Ok(b"far".to_vec())),
+        (FORWARD_JUMP_OWN, Ok(b"far".to_vec())),
+        (FORWARD_JUMP_OWN + 1, Err(DecryptError::TooFarAhead)),
+    ] {
+        let (mut sender, mut receiver, mut rng) = pair(13);
+        sender.states[0].chain = sender.states[0].chain.skip_to(ahead).unwrap();
+        let far = sender.encrypt(b"far", &mut rng).unwrap();
+        assert_eq!(receiver.decrypt(&far), Err(DecryptError::TooFarAhead));
+        let read = receiver.decrypt_within(Limits::OWN_DEVICE, &far);
+        assert_eq!(read, expected, "{ahead}");
+    }
+}
+
+#[test]
+fn skipped_keys_of_several_jumps_end_at_their_limit() {
+    let (mut sender, mut receiver, mut rng) = pair(14);
+    let first = sender.encrypt(b"first", &mut rng).unwrap();
+    let second = sender.encrypt(b"second", &mut rng).unwrap();
+    // 1,000 keys passed over, then 999, then one, then another.
+    for (at, kept) in [
+        (1_000, 1_000),
+        (2_000, 1_999),
+        (2_002, 2_000),
+        (2_004, 2_000),
+    ] {
+        sender.states[0].chain = sender.states[0].chain.skip_to(at).unwrap();
+        let next = sender.encrypt(b"next", &mut rng).unwrap();
+        if kept == 2_000 && at == 2_004 {
+            let mut copy = receiver.clone();
+            assert_eq!(copy.decrypt(&first).unwrap(), b"first");
+        }
+        assert_eq!(receiver.decrypt(&next).unwrap(), b"next");
+        assert_eq!(receiver.states[0].skipped.len(), kept, "{at}");
+    }
+    // The oldest has made room.
+    assert_eq!(receiver.decrypt(&first), Err(DecryptError::Duplicate));
+    assert_eq!(receiver.decrypt(&second).unwrap(), b"second");
+}
+
+#[test]
 fn a_lease_moves_the_own_chain() {
     let (mut sender, receiver, mut rng) = pair(6);
     let leased = |record: &SenderKeyRecord, ceiling: u32| {

@@ -569,6 +569,17 @@ impl Service {
 
     // ---- for judges -------------------------------------------------------------------------------------------
 
+    /// The ids of the keys that an account's phone has told its companions, and still has.
+    #[must_use]
+    pub fn setting_keys(&self, phone: &str) -> Vec<Vec<u8>> {
+        let keys = self
+            .accounts
+            .get(phone)
+            .map(|account| &account.primary.keys);
+        let known = keys.into_iter().flatten().filter(|(_, key)| !key.forgotten);
+        known.map(|(epoch, _)| key_id(*epoch)).collect()
+    }
+
     /// Every change that an account's phone has read, in order.
     #[must_use]
     pub fn setting_changes(&self, phone: &str) -> &[SettingChange] {

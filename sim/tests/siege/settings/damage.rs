@@ -77,7 +77,7 @@ fn a_patch_of_ours_comes_back_damaged_and_then_in_a_log_that_begins_anew() {
     assert_eq!(cloud.borrow().log(Collection::RegularHigh).ours.len(), 1);
     let sound = cloud.borrow().log(Collection::RegularHigh).patches.clone();
     let mut damaged = sound.clone();
-    damaged[0].patch_mac = Some(vec![0; 32]);
+    damaged.last_mut().expect("ours").patch_mac = Some(vec![0; 32]);
     let mut answers = [damaged, sound].into_iter();
     cloud.borrow_mut().bend = Some(Box::new(move |collection, node| {
         if collection != Collection::RegularHigh {
@@ -91,7 +91,7 @@ fn a_patch_of_ours_comes_back_damaged_and_then_in_a_log_that_begins_anew() {
             .map(|patch| Node::new("patch").bytes(patch.encode_to_vec()));
         Node::new("collection")
             .attr("name", collection.as_str())
-            .attr("version", 1)
+            .attr("version", 2)
             .child(Node::new("patches").children(patches.collect::<Vec<_>>()))
     }));
     rig.hang_up();
@@ -100,7 +100,9 @@ fn a_patch_of_ours_comes_back_damaged_and_then_in_a_log_that_begins_anew() {
     let stats = rig.engine.stats().sync.clone();
     assert_eq!((stats.resyncs, stats.changes_out), (1, 1), "{stats:?}");
     assert_eq!(cloud.borrow().log(Collection::RegularHigh).ours.len(), 1);
-    assert_eq!(settings_of(&rig.said.events), [(mute(1, 9_000), true)]);
+    let mut announced = settings_of(&rig.said.events);
+    announced.retain(|(_, own)| *own);
+    assert_eq!(announced, [(mute(1, 9_000), true)]);
 }
 
 /// Another device has lost its way: its patch is well signed, and what it says of the collection as a whole is wrong.

@@ -415,6 +415,14 @@ fn many_small_nodes_end_at_the_limit() {
     };
     let mut scratch = Scratch::new();
     assert!(decode(&frame(3), &mut scratch).is_ok());
+    // With the root and the lists one node too many; so without the last one it is what is allowed.
+    let mut most = frame(4);
+    let last = most.len() - 3 * 0xFFFF - 2;
+    assert_eq!(most[last..last + 2], [0xFF, 0xFF]);
+    most[last + 1] = 0xFE;
+    most.truncate(most.len() - 3);
+    assert!(decode(&most, &mut scratch).is_ok());
+    assert_eq!(2 * (1 + 4 + 4 * 0xFFFF - 1), limits::ELEMENTS);
     let error = decode(&frame(4), &mut scratch).expect_err("more than 2^18 nodes");
     assert!(matches!(
         error,
