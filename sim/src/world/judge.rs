@@ -182,9 +182,11 @@ pub(crate) fn weigh(world: &Evidence<'_>) -> Verdict {
         let follows =
             |pair: &[(&EventSeq, &Event)]| World::follows(*pair[0].0, *pair[1].0, pair[1].1);
         if let Some(pair) = events.windows(2).find(|pair| !follows(pair)) {
-            verdict
-                .complaints
-                .push(format!("{}: {}: the book has one", account.phone, Judge::EventGap));
+            verdict.complaints.push(format!(
+                "{}: {}: the book has one",
+                account.phone,
+                Judge::EventGap
+            ));
             let seqs = pair.iter().map(|(seq, _)| seq.0).collect();
             verdict.concerns(Subject::Events {
                 account: index,

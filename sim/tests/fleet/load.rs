@@ -94,7 +94,7 @@ async fn idle<S: Store>(
     };
     let begin = Instant::now();
     while live() < accounts {
-        let patience = Duration::from_secs(600);
+        let patience = Duration::from_secs(1_200);
         assert!(begin.elapsed() < patience, "{} live", live());
         tokio::time::sleep(Duration::from_millis(500)).await;
     }

@@ -134,7 +134,7 @@ impl Tracks {
 }
 
 /// See the module documentation.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Sync {
     tracks: Tracks,
     keys: Keys,
@@ -150,23 +150,6 @@ pub(crate) struct Sync {
     /// … and then the service is asked all the same. What it answers says which keys to ask the phone for.
     without_keys: bool,
     pages: BTreeSet<CommandId>,
-}
-
-impl Default for Sync {
-    fn default() -> Self {
-        Self {
-            tracks: Tracks::default(),
-            keys: Keys::default(),
-            round: None,
-            phone: Phone::default(),
-            files: Files::default(),
-            history: History::default(),
-            started: false,
-            first_keys: None,
-            without_keys: false,
-            pages: BTreeSet::new(),
-        }
-    }
 }
 
 impl Sync {
