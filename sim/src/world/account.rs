@@ -1081,17 +1081,26 @@ impl World {
         if let Some((pause, applied)) = self.commit_fails(account) {
             if applied {
                 self.apply(account, alive, &batches);
-            } else if self.has(Bug::ErrorSwallowed) {
-                let input = ToEngine::Committed { epoch, upto };
-                self.later(
-                    Micros(1000),
-                    Happening::Engine {
-                        account,
-                        life,
-                        input,
-                    },
-                );
-                return;
+            } else {
+                self.tell("store", || {
+                    format!(
+                        "fails the commit of account {account} up to batch {}",
+                        upto.0
+                    )
+                });
+                self.mark(|recorder| recorder.fails(account, &batches));
+                if self.has(Bug::ErrorSwallowed) {
+                    let input = ToEngine::Committed { epoch, upto };
+                    self.later(
+                        Micros(1000),
+                        Happening::Engine {
+                            account,
+                            life,
+                            input,
+                        },
+                    );
+                    return;
+                }
             }
             let mut batches = batches;
             if applied && self.has(Bug::RetriedAsNew) {

@@ -665,6 +665,24 @@ impl Recorder {
         self.commits.insert(call, arrow);
     }
 
+    /// The store fails, and has written nothing.
+    pub(super) fn fails(&mut self, account: usize, batches: &[Batch]) {
+        let store = self.accounts[account].store;
+        let Some(first) = batches.first() else { return };
+        let (seq, epoch) = (first.seq.0, first.term.epoch.0);
+        let words = format!("the commit of batch {seq} under epoch {epoch} fails");
+        let kind = MarkKind::Batch {
+            seq,
+            epoch,
+            taken: false,
+        };
+        self.put(store, kind, words, None);
+        let line = self.line();
+        if let Some(arrow) = self.reached.take() {
+            self.timeline.arrows[arrow].end = line;
+        }
+    }
+
     /// The store has looked at a batch.
     pub(super) fn wrote(&mut self, account: usize, batch: &Batch, outcome: &Outcome) {
         let (seq, epoch) = (batch.seq.0, batch.term.epoch.0);

@@ -250,20 +250,37 @@ impl Case<'_> {
         (account, facts)
     }
 
-    /// The commit that is on its way at that moment: it is durable only when it arrives.
+    /// The commit that is on its way at that moment, which is durable only when it arrives; or the last one before, if
+    /// nothing was written when it did.
     fn under_way(&self, account: usize, at: u64) -> Option<Fact> {
-        let mut arrows = self.timeline.arrows.iter();
-        let index = arrows.position(|arrow| {
-            arrow.kind == ArrowKind::Commit
-                && self.timeline.lanes[arrow.to].account == Some(account)
-                && arrow.sent <= at
-                && arrow.arrives > at
-        })?;
-        let fact = self.arrow(index);
-        let arrow = &self.timeline.arrows[index];
+        let timeline = self.timeline;
+        let written = |arrives: u64| {
+            self.marks(account).any(|index| {
+                let mark = &timeline.marks[index];
+                mark.at == arrives && matches!(mark.kind, MarkKind::Batch { taken: true, .. })
+            })
+        };
+        let commits = || {
+            (0..timeline.arrows.len()).filter(|index| {
+                let arrow = &timeline.arrows[*index];
+                let whose = timeline.lanes[arrow.to].account;
+                arrow.kind == ArrowKind::Commit && whose == Some(account) && arrow.sent <= at
+            })
+        };
+        let arrives = |index: &usize| timeline.arrows[*index].arrives;
+        let late = commits().find(|index| arrives(index) > at && written(arrives(index)));
+        let never = || {
+            let mut commits = commits().filter(|index| arrives(index) <= at);
+            commits.rfind(|index| !written(arrives(index)))
+        };
+        let (words, index) = match late {
+            Some(index) => ("durable only here", index),
+            None => ("nothing was written here", never()?),
+        };
+        let (fact, arrow) = (self.arrow(index), &timeline.arrows[index]);
         Some(Fact {
             at: arrow.arrives,
-            words: format!("durable only here: {}", fact.words),
+            words: format!("{words}: {}", fact.words),
             line: arrow.end.or(arrow.line),
             ..fact
         })

@@ -222,6 +222,24 @@ fn a_write_out_of_turn_shows_the_last_one() {
     }
 }
 
+/// An event that was shown before the commit that has it: both, and the commit is the later one.
+#[test]
+fn an_event_that_was_shown_too_early_shows_the_commit() {
+    let (timeline, finding) = found(Bug::SentBeforeCommit, "durable-before-visible");
+    let [shown, durable] = &finding.facts[..] else {
+        panic!("{finding:#?}");
+    };
+    assert!(shown.at < durable.at);
+    match durable.event {
+        Some(Event::Arrow(index)) => {
+            let arrow = &timeline.arrows[index];
+            assert_eq!((arrow.kind, arrow.arrives), (ArrowKind::Commit, durable.at));
+            assert!(arrow.sent <= shown.at);
+        }
+        other => panic!("{other:?} is no arrow"),
+    }
+}
+
 /// A text that was shown under two numbers: both times.
 #[test]
 fn a_text_that_was_shown_twice_shows_both() {
