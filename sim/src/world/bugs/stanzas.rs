@@ -217,7 +217,7 @@ fn mute(bug: Bug, wishes: &Wishes) -> Option<Habit> {
             })
         }),
         Bug::NoReceipts => only_if(|node| {
-            node.tag() != "receipt" || !kind(node).is_none_or(|kind| kind == "inactive")
+            node.tag() != "receipt" || kind(node).is_some_and(|kind| kind != "inactive")
         }),
         Bug::HistoryUnreceipted => only_if(|node| {
             let of = kind(node).is_some_and(|kind| kind == "hist_sync" || kind == "peer_msg");
