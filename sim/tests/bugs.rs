@@ -183,6 +183,10 @@ fn the_page_names_every_mistake_and_every_pair() {
         let row = format!("| `{bug}` | {} |", bug.words());
         assert!(page.contains(&row), "docs/bugs.md has no row of {bug}");
     }
+    for layer in world::bugs::Bug::ALL.iter().filter(|bug| bug.is_layer()) {
+        let row = format!("| `{layer}` | {} |", layer.words());
+        assert!(page.contains(&row), "docs/bugs.md has no row of {layer}");
+    }
     for pair in Pair::ALL {
         let row = format!("| `{}` + `{}` | {} |", pair.bug, pair.off, pair.words);
         assert!(page.contains(&row), "docs/bugs.md has no row of {pair:?}");

@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Which; by default all, and all pairs.
+    /// Which, and the pairs that they are part of; by default all.
     names: Vec<Bug>,
     /// How many seeds are tried at most.
     #[arg(long, default_value_t = 200)]
@@ -240,12 +240,12 @@ fn print_mistake(bug: Bug, case: &Case, all: bool) {
         None => ("**nobody**".to_owned(), format!("more than {}", case.tried)),
     };
     let failed = match all {
-        true => share(case.failed, case.tried),
+        true => format!(" {} |", share(case.failed, case.tried)),
         false => String::new(),
     };
     let changed = share(case.changed, case.tried);
     let words = bug.words();
-    println!("| `{bug}` | {words} | {by} | {seeds} | {failed} | {changed} |");
+    println!("| `{bug}` | {words} | {by} | {seeds} |{failed} {changed} |");
 }
 
 fn print_pair(pair: &Pair, double: &Double) {
@@ -325,7 +325,9 @@ pub(crate) fn run(options: &Options) -> ExitCode {
     let everything = options.names.is_empty();
     let bugs: Vec<Bug> = match everything {
         true => Bug::mistakes().collect(),
-        false => options.names.clone(),
+        false => (options.names.iter().copied())
+            .filter(|bug| !bug.is_layer())
+            .collect(),
     };
     let mut bench = Bench {
         options,
@@ -341,10 +343,14 @@ pub(crate) fn run(options: &Options) -> ExitCode {
     }
     let mut good = true;
     let mut finds = Vec::new();
+    let (column, line) = match options.all {
+        true => (" seeds that find it |", "---|"),
+        false => ("", ""),
+    };
     println!(
-        "| bug | what is wrong | found first by | seeds until found | seeds that find it | traces changed |"
+        "| bug | what is wrong | found first by | seeds until found |{column} traces changed |"
     );
-    println!("|---|---|---|---|---|---|");
+    println!("|---|---|---|---|{line}---|");
     let mut cases = Vec::new();
     for bug in bugs {
         let case = bench.mistake(bug);
@@ -355,19 +361,30 @@ pub(crate) fn run(options: &Options) -> ExitCode {
         }
         cases.push((bug, case));
     }
-    if everything {
+    let pairs = Pair::ALL.iter().filter(|pair| {
+        let named = |bug| options.names.contains(&bug);
+        everything || named(pair.bug) || named(pair.off)
+    });
+    let pairs: Vec<&Pair> = pairs.collect();
+    if !pairs.is_empty() {
         println!("\n{}\n", include_str!("bugs/pairs.md").trim());
         println!(
             "| pair | layers | first alone | second alone | both | seeds until found | found by |"
         );
         println!("|---|---|---|---|---|---|---|");
-        for pair in Pair::ALL {
+        for pair in pairs {
             let double = bench.pair(pair);
             print_pair(pair, &double);
             good &= double.first.is_some();
             if let Some((_, judges)) = double.first {
                 finds.push((format!("`{}` + `{}`", pair.bug, pair.off), judges));
             }
+        }
+    }
+    if everything {
+        println!("\n| layer | what is off |\n|---|---|");
+        for layer in Bug::ALL.iter().filter(|bug| bug.is_layer()) {
+            println!("| `{layer}` | {} |", layer.words());
         }
         println!("\n{}", include_str!("bugs/judges.md").trim());
         print_judges(&finds);

@@ -1121,7 +1121,9 @@ impl World {
             return;
         }
         let answer = self.apply(account, alive, &batches);
-        self.bugged_commit(account, life, &batches);
+        if self.repeats(account, life, &batches) {
+            return;
+        }
         let answer = answer.unwrap_or(ToEngine::Committed { epoch, upto });
         self.sometimes(account, Point::CommitLands);
         let delay = self.draw(Stream::Store, account, self.options.store);

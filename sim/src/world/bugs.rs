@@ -361,7 +361,7 @@ pub(crate) struct Memory {
     writes: u64,
     batches: u64,
     timers: u64,
-    commits: BTreeSet<(usize, u64, u64)>,
+    commits: BTreeSet<(usize, usize, u64, u64)>,
     requests: BTreeSet<(usize, String)>,
 }
 

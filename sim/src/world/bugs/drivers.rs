@@ -59,13 +59,15 @@ impl World {
         })
     }
 
-    /// A commit was carried out: it may come again.
-    pub(crate) fn bugged_commit(&mut self, account: usize, life: u64, batches: &[Batch]) {
+    /// A commit was carried out: it may come again. Returns whether this is the second time, to which nobody listens.
+    pub(crate) fn repeats(&mut self, account: usize, life: u64, batches: &[Batch]) -> bool {
         let Some(last) = batches.last().filter(|_| self.has(Bug::CommitTwice)) else {
-            return;
+            return false;
         };
-        let which = (account, last.term.epoch.0, last.seq.0);
-        if self.memory.commits.insert(which) {
+        let losses = self.ledger.losses();
+        let which = (account, losses, last.term.epoch.0, last.seq.0);
+        let first = self.memory.commits.insert(which);
+        if first {
             let batches = batches.to_vec();
             self.later(
                 REPEATED[usize::from(last.seq.0.is_multiple_of(8))],
@@ -76,6 +78,7 @@ impl World {
                 },
             );
         }
+        !first
     }
 
     /// A right as the store gives it.
