@@ -214,8 +214,8 @@ mod tests {
     fn a_row_ends_at_its_limit() {
         let zeros = Bytes::from(vec![0; limits::ROW_STORED + 1]);
         let of = |length: usize| Record(zeros.slice(..length));
-        let judges: [(usize, fn(Table, &Record) -> Result<(), Refusal>); 2] =
-            [(limits::ROW_STORED, record), (limits::ROW, content)];
+        type Judge = fn(Table, &Record) -> Result<(), Refusal>;
+        let judges: [(usize, Judge); 2] = [(limits::ROW_STORED, record), (limits::ROW, content)];
         for (limit, judge) in judges {
             for length in [limit - 1, limit] {
                 assert_eq!(judge(Table::Session, &of(length)), Ok(()), "{length}");
