@@ -73,6 +73,7 @@ fn a_commit_of_two_batches_may_be_sent_again() {
         store: (100, 30_001),
         buggify: Buggify::default(),
         bug: None,
+        second_bug: None,
         crypto: None,
         work: Vec::new(),
         faults: vec![
