@@ -80,7 +80,21 @@ pub fn run(seed: u64, backend: Kind) -> Report {
 pub fn run_with(plan: Plan, prepare: impl FnOnce(&Trace)) -> Report {
     let mut world = World::new(plan.setup.clone());
     prepare(world.trace());
-    world.link_all();
+    let report = |world: &World, verdict: Verdict, plan: Plan| Report {
+        verdict,
+        hash: world.trace().hash(),
+        lines: world.trace().count(),
+        millis: world.now(),
+        effects: world.effects(),
+        plan,
+    };
+    if !world.try_link() {
+        // Nothing has gone wrong on purpose yet but old mistakes: what the judges say of it is all there is to say.
+        let mut verdict = world.judge();
+        let words = "no progress: not everybody is online within a minute".to_owned();
+        verdict.complaints.insert(0, words);
+        return report(&world, verdict, plan);
+    }
     let begin = world.now();
     // When, in which order of planning, and what: trouble and texts, and the ends of troubles as they come up.
     let mut due: BTreeMap<(u64, usize), Step> = BTreeMap::new();
@@ -123,14 +137,7 @@ pub fn run_with(plan: Plan, prepare: impl FnOnce(&Trace)) -> Report {
     if !plan.keeps_order() {
         verdict.reordered = 0;
     }
-    Report {
-        verdict,
-        hash: world.trace().hash(),
-        lines: world.trace().count(),
-        millis: world.now(),
-        effects: world.effects(),
-        plan,
-    }
+    report(&world, verdict, plan)
 }
 
 enum Step {

@@ -207,15 +207,20 @@ impl World {
         done(self)
     }
 
+    /// Whether every account can be linked.
+    pub(super) fn try_link(&mut self) -> bool {
+        self.run_until(60_000, |world| {
+            (0..world.setup.accounts).all(|account| world.is_online(account))
+        })
+    }
+
     /// Links every account: the phones scan the codes as they are shown.
     ///
     /// # Panics
     ///
     /// If linking does not work at all: then no scenario makes sense.
     pub fn link_all(&mut self) {
-        let linked = self.run_until(60_000, |world| {
-            (0..world.setup.accounts).all(|account| world.is_online(account))
-        });
+        let linked = self.try_link();
         assert!(
             linked,
             "not everybody is online: {:#?}",

@@ -191,6 +191,14 @@ impl Size {
         }
     }
 
+    /// How many of them come later, when what went wrong is over, and what was forgotten meanwhile shows.
+    fn late(self, rng: &mut Rng) -> u64 {
+        match self {
+            Self::Small => 1 + rng.below(3),
+            Self::Rich => 0,
+        }
+    }
+
     /// How often settings are changed. A small world has something to change if there is trouble with that, else rarely.
     fn settings(self, rng: &mut Rng, trouble: bool) -> u64 {
         match self {
@@ -246,13 +254,24 @@ impl Plan {
         };
         let mut rng = stream(seed, "texts");
         let count = size.texts(&mut rng);
-        let mut work = texts(&mut rng, accounts, count, span);
+        let late = size.late(&mut rng);
+        let mut work = texts(&mut rng, accounts, (count, late), span);
         let mut rng = stream(seed, "settings");
         let count = size.settings(&mut rng, trouble("settings"));
         work.extend(settings(&mut rng, accounts, count, span));
         let mut rng = stream(seed, "histories");
-        let count = size.histories(&mut rng, trouble("files"));
-        work.extend(histories(&mut rng, size, accounts, count, span));
+        let files = faults.iter().find(|fault| fault.kind.family() == "files");
+        let count = size.histories(&mut rng, files.is_some());
+        let mut histories = histories(&mut rng, size, accounts, count, span);
+        if let (Size::Small, Some(fault), Some(task)) = (size, files, histories.first_mut()) {
+            // Into the trouble.
+            task.at = fault.at + 1;
+            if let Step::History { account, history } = &mut task.step {
+                *account = fault.account;
+                history.inline = false;
+            }
+        }
+        work.extend(histories);
         work.sort_by_key(|task| task.at);
         Self {
             seed,
@@ -390,13 +409,16 @@ impl fmt::Display for Plan {
     }
 }
 
-/// Texts in all directions, evenly over a time.
-fn texts(rng: &mut Rng, accounts: usize, count: u64, span: u64) -> Vec<Task> {
+/// Texts in all directions, evenly over a time, and some in the seconds after it.
+fn texts(rng: &mut Rng, accounts: usize, (count, late): (u64, u64), span: u64) -> Vec<Task> {
     let mut tasks = Vec::new();
-    for n in 0..count {
+    for n in 0..count + late {
         let from = index(rng, accounts);
         let to = (from + 1 + index(rng, accounts - 1)) % accounts;
-        let at = n * span / count;
+        let at = match n < count {
+            true => n * span / count,
+            false => span + SECOND + rng.below(6 * SECOND),
+        };
         let id = message_id("", i64::try_from(at).unwrap_or(0), &rng.bytes()).to_string();
         let text = format!("text {n}");
         let step = Step::Send { from, to, id, text };

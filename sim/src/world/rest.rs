@@ -383,7 +383,9 @@ impl Case<'_> {
                 format!("the identity of {device} is not kept, its session is")
             });
         }
-        for id in world.service.setting_keys(&this.phone) {
+        // Keys that a database has lost are asked for again, when something is encrypted with them.
+        let whole = world.ledger.losses() == 0;
+        for id in (world.service.setting_keys(&this.phone).into_iter()).filter(|_| whole) {
             self.look(Judge::SettingsKeysKept, setting_keys.contains(&id), || {
                 format!("key {id:?} for settings is not kept")
             });
