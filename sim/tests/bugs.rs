@@ -161,14 +161,14 @@ fn guilty(
 fn mistakes_of_tier_a_are_found_by_the_judge_that_is_there_for_them() {
     use world::bugs::Bug;
     for (bug, judge, bound) in [
-        (Bug::ForgetsSent, Judge::SentKept, 4),
-        (Bug::EmptyWhenAsked, Judge::SentKept, 4),
-        (Bug::ForgetsIdentities, Judge::IdentityKnown, 4),
-        (Bug::ForgetsSettingsKeys, Judge::SettingsKeysKept, 4),
-        (Bug::WriteBehind, Judge::CommitTold, 4),
-        (Bug::CommandsLost, Judge::ReplyOnce, 4),
-        (Bug::IdentityRemade, Judge::IdentityKept, 8),
-        (Bug::LidAsPhone, Judge::SendTaken, 8),
+        (Bug::ForgetsSent, Judge::SentKept, 16),
+        (Bug::EmptyWhenAsked, Judge::SentKept, 16),
+        (Bug::ForgetsIdentities, Judge::IdentityKnown, 16),
+        (Bug::ForgetsSettingsKeys, Judge::SettingsKeysKept, 16),
+        (Bug::WriteBehind, Judge::CommitTold, 16),
+        (Bug::CommandsLost, Judge::ReplyOnce, 48),
+        (Bug::IdentityRemade, Judge::IdentityKept, 16),
+        (Bug::LidAsPhone, Judge::SendTaken, 16),
     ] {
         let found = (0..bound).any(|seed| guilty(seed, bug, None).contains(&judge));
         assert!(found, "{bug} was not found by {judge} in {bound} seeds");

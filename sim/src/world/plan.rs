@@ -313,8 +313,8 @@ impl Plan {
             bug: self.bug,
             second_bug: self.second_bug,
             crypto: self.crypto(),
-            // It costs as much as the run, so one world in sixteen has it, for the judge of replays.
-            record: self.seed.is_multiple_of(16),
+            // It costs as much as the run, so one world in 32 has it, for the judge of replays.
+            record: self.seed.is_multiple_of(32),
             service: service::Options {
                 silence: Micros::from_secs(90),
                 ..Options::default().service
