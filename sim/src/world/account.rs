@@ -953,6 +953,9 @@ impl World {
                     if self.has(Bug::ShownTwice) && seq.0.is_multiple_of(16) {
                         self.show(account, seq, event.clone());
                     }
+                    if self.has(Bug::EventsMixed) && seq.0.is_multiple_of(4) {
+                        self.mix(account, seq, &event);
+                    }
                     self.show(account, seq, event);
                 }
                 Output::Notice(notice) => self.notice(account, notice),

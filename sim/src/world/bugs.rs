@@ -82,6 +82,8 @@ bugs! {
     ForgetsChats,
     /// Identities of others are not kept.
     ForgetsIdentities,
+    /// What of a past is still to be fetched is not kept.
+    ForgetsHistory,
     /// Events that were acknowledged are not deleted.
     KeepsEvents,
     /// Sends that the service has are not deleted.
@@ -92,6 +94,8 @@ bugs! {
     KeepsSettings,
     /// Used pre-keys are not deleted, and the session that was made is not written.
     KeepsPreKeys,
+    /// A part of the past that was taken in stays on the list of what is to be fetched.
+    KeepsHistory,
     /// The next event's number is written one behind.
     CountersLag,
     /// The next pre-key's number is not written: after a restart it begins at 1.
@@ -197,6 +201,8 @@ bugs! {
     RetriedAsNew,
     /// The consumer is shown an event twice (avoylenko/wwebjs-api#68).
     ShownTwice,
+    /// Now and then an event is shown to the consumer of another account as well (one callback for all).
+    EventsMixed,
     /// What came from the offline queue is taken for history, and not shown (rmyndharis/OpenWA#1662).
     OfflineSkipped,
     /// After a connection has ended, events are not passed on until the next start (devlikeapro/waha#2151).

@@ -26,7 +26,7 @@ use prost::Message as _;
 use std::collections::VecDeque;
 
 /// Conflicts in one turn before it is somebody else's.
-const CONFLICTS: u32 = 5;
+pub(super) const CONFLICTS: u32 = 5;
 
 /// Patches in one answer that are looked at.
 const PATCHES: usize = 4096;
@@ -143,6 +143,7 @@ impl super::Sync {
             );
         }
         round.more = node.get_str("has_more_patches") == Some("true");
+        round.leads_to = version.unwrap_or(0);
         let asked_for_snapshot = row.diverged() || have == 0;
         let mut items = VecDeque::new();
         if let Some(bytes) = node.find("snapshot").and_then(Node::data) {
