@@ -94,8 +94,6 @@ bugs! {
     KeepsSettings,
     /// Used pre-keys are not deleted, and the session that was made is not written.
     KeepsPreKeys,
-    /// A part of the past that was taken in stays on the list of what is to be fetched.
-    KeepsHistory,
     /// The next event's number is written one behind.
     CountersLag,
     /// The next pre-key's number is not written: after a restart it begins at 1.

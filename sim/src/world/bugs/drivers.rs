@@ -173,6 +173,7 @@ impl World {
     pub(crate) fn mix(&mut self, account: usize, seq: EventSeq, event: &Event) {
         let other = (account + 1) % self.accounts.len();
         let behind = EventSeq(seq.0.saturating_add(1 << 40));
+        self.note(&[b"event", &other.to_le_bytes(), &behind.0.to_le_bytes()]);
         self.accounts[other].events.insert(behind, event.clone());
     }
 

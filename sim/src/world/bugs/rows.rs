@@ -147,7 +147,6 @@ impl World {
             let out = out
                 || match bug {
                     Bug::ForgetsHistory => row.is_some() && is_history(key),
-                    Bug::KeepsHistory => row.is_none() && is_history(key),
                     Bug::ForgetsRatchets => incoming && table == Table::Session,
                     Bug::ForgetsMarks => incoming && matches!(table, Table::Session | Table::Seen),
                     Bug::KeepsPreKeys => takes_key && table == Table::Session,
