@@ -69,7 +69,7 @@ fn run_counts_and_says_how_fast() {
 /// The batch of both tiers that every change has to pass; docs/simulation.md has the long ones.
 #[test]
 fn batches_of_both_tiers_pass() {
-    for (tier, seeds) in [("a", 1000), ("b", 60)] {
+    for (tier, seeds) in [("a", 5000), ("b", 200)] {
         let said = sim(&["run", "--tier", tier, "--seeds", &seeds.to_string()]);
         assert!(said.good, "{}", said.out);
         assert_eq!(said.last(), format!("{seeds} passed, 0 failed"));

@@ -4,7 +4,7 @@ use super::{
     SyncState,
     keys::Keys,
     pack::pack,
-    round::{Item, Stage, version_key},
+    round::{Item, Round, Stage, version_key},
     rows::state_of,
 };
 use crate::{
@@ -33,11 +33,7 @@ const PATCHES: usize = 4096;
 
 impl super::Sync {
     pub(super) fn ask(&mut self, cx: &mut Context, collection: Collection) {
-        let Some(round) = self
-            .round
-            .as_mut()
-            .filter(|round| round.collection == collection)
-        else {
+        let Some(round) = Round::of(&mut self.round, collection) else {
             return;
         };
         if cx.connection.is_none() {
@@ -98,11 +94,7 @@ impl super::Sync {
         upload: bool,
         answer: &Answer,
     ) {
-        let Some(round) = self
-            .round
-            .as_mut()
-            .filter(|round| round.collection == collection)
-        else {
+        let Some(round) = Round::of(&mut self.round, collection) else {
             return;
         };
         let stanza = match answer {

@@ -26,10 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 impl super::Sync {
     pub(super) fn judge(&mut self, cx: &mut Context, collection: Collection) -> Option<SyncWork> {
-        let round = self
-            .round
-            .as_mut()
-            .filter(|round| round.collection == collection)?;
+        let round = Round::of(&mut self.round, collection)?;
         let Keys::Ready(keys) = &self.keys else {
             // They were let go: the round begins again when they are here.
             self.end_round(cx);

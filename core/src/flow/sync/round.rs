@@ -121,6 +121,11 @@ impl Round {
         }
     }
 
+    /// The turn, if it is this collection's: what comes late belongs to one that has ended.
+    pub(super) fn of(turn: &mut Option<Self>, collection: Collection) -> Option<&mut Self> {
+        turn.as_mut().filter(|turn| turn.collection == collection)
+    }
+
     pub(super) fn deadline(&self) -> Option<Micros> {
         self.download.as_ref().and_then(Download::deadline)
     }
@@ -230,11 +235,7 @@ impl super::Sync {
         found: Vec<(Key, Row)>,
         full: bool,
     ) {
-        let Some(round) = self
-            .round
-            .as_mut()
-            .filter(|round| round.collection == collection)
-        else {
+        let Some(round) = Round::of(&mut self.round, collection) else {
             return;
         };
         let Some(existing) = &mut round.existing else {

@@ -3,7 +3,7 @@
 
 use super::{
     keys::{Keys, Ring},
-    round::{SHOWN, Stage, Staged, version_key},
+    round::{Round, SHOWN, Stage, Staged, version_key},
     rows::{mac_key, timestamp},
     settings,
 };
@@ -22,11 +22,7 @@ use std::collections::BTreeMap;
 impl super::Sync {
     /// Everything that came of a piece, at once: version, hash, value MACs, settings, events.
     pub(super) fn settle(&mut self, cx: &mut Context, collection: Collection) {
-        let Some(round) = self
-            .round
-            .as_mut()
-            .filter(|round| round.collection == collection)
-        else {
+        let Some(round) = Round::of(&mut self.round, collection) else {
             return;
         };
         let Some(staged) = round.staged.take() else {
