@@ -172,8 +172,9 @@ pub const WORK_QUEUED: u32 = 512;
 /// Bytes of rows kept in memory.
 pub const CACHE_BYTES: u32 = 256 << 10;
 
-/// Bytes of stanzas waiting for rows and of effects waiting for a commit; and bytes of messages in the outbox. What is
-/// empty takes one of any size.
+/// Bytes of stanzas waiting for rows and of effects waiting for a commit; bytes of messages in the outbox; and bytes of
+/// stanzas that are sealed and not acknowledged. What is empty takes one of any size, and the last sealed one may be of
+/// any: so there are at most these and [`STANZA_SENT`] of them, and as much again at the gate while they wait for a commit.
 pub const GATE_BYTES: u32 = 1 << 20;
 
 /// Sends accepted and not yet acknowledged by the service.

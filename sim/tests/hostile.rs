@@ -1,12 +1,15 @@
 //! Whatever a client sends, the service goes on, and so do the others.
 
 mod support;
+#[path = "support/words.rs"]
+mod words;
 
 use baton_core::jid::Jid;
 use baton_core::wire::frame;
 use baton_core::wire::node::{Node, Value};
 use proptest::prelude::*;
 use support::{Client, Net as _, World};
+use words::{NAMES, TAGS, VALUES};
 
 const ALICE: &str = "15550000001";
 const BOB: &str = "15550000002";
@@ -123,115 +126,25 @@ fn stanza() -> impl Strategy<Value = Node> {
 }
 
 fn child() -> impl Strategy<Value = Node> {
-    let leaf = (tag(), attrs(), content())
+    let leaf = (proptest::sample::select(TAGS), attrs(), content())
         .prop_map(|(tag, attrs, content)| node(tag, attrs).bytes(content));
     leaf.prop_recursive(3, 24, 4, |inner| {
-        (tag(), attrs(), proptest::collection::vec(inner, 0..4))
+        (
+            proptest::sample::select(TAGS),
+            attrs(),
+            proptest::collection::vec(inner, 0..4),
+        )
             .prop_map(|(tag, attrs, children)| node(tag, attrs).children(children))
     })
 }
 
-fn tag() -> impl Strategy<Value = &'static str> {
-    proptest::sample::select(vec![
-        "participants",
-        "to",
-        "enc",
-        "device-identity",
-        "list",
-        "item",
-        "retry",
-        "registration",
-        "keys",
-        "key",
-        "skey",
-        "id",
-        "value",
-        "signature",
-        "identity",
-        "type",
-        "usync",
-        "query",
-        "devices",
-        "lid",
-        "contact",
-        "user",
-        "count",
-        "digest",
-        "rotate",
-        "active",
-        "passive",
-        "props",
-        "tokens",
-        "sync",
-        "collection",
-        "patch",
-        "privacy",
-        "clean",
-        "remove-companion-device",
-        "pair-device-sign",
-        "composing",
-        "meta",
-        "error",
-    ])
-}
-
 fn attrs() -> impl Strategy<Value = Vec<(&'static str, Value)>> {
-    let key = proptest::sample::select(vec![
-        "id",
-        "type",
-        "to",
-        "from",
-        "jid",
-        "xmlns",
-        "class",
-        "participant",
-        "recipient",
-        "category",
-        "count",
-        "name",
-        "version",
-        "error",
-        "v",
-        "device_fanout",
-        "t",
-    ]);
+    let key = proptest::sample::select(NAMES);
     proptest::collection::vec((key, value()), 0..6)
 }
 
 fn value() -> impl Strategy<Value = Value> {
-    let words = vec![
-        "get",
-        "set",
-        "result",
-        "error",
-        "retry",
-        "read",
-        "read-self",
-        "sender",
-        "inactive",
-        "peer",
-        "encrypt",
-        "usync",
-        "md",
-        "passive",
-        "w:sync:app:state",
-        "privacy",
-        "w:p",
-        "message",
-        "receipt",
-        "notification",
-        "pkmsg",
-        "msg",
-        "available",
-        "subscribe",
-        "unsubscribe",
-        "1",
-        "3EB0",
-        "srv-1",
-        "false",
-        "critical_block",
-        "18446744073709551616",
-    ];
+    let words = [VALUES, &["unsubscribe", "18446744073709551616"]].concat();
     let jids = [
         "15550000001@s.whatsapp.net",
         "15550000001:1@s.whatsapp.net",

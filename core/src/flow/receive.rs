@@ -182,6 +182,13 @@ fn has_too_many_ciphertexts(stanza: &Node) -> bool {
     stanza.find_all("enc").nth(CIPHERTEXTS).is_some()
 }
 
+/// An `enc` that does not say what it is, or holds nothing. Passed over, it would be acknowledged as if it had been read;
+/// so it is one that does not decrypt.
+fn has_hollow_ciphertext(stanza: &Node) -> bool {
+    let holds = |enc: &Node| enc.get_str("type").is_some() && enc.data().is_some();
+    !stanza.find_all("enc").all(holds)
+}
+
 fn ciphertexts(stanza: &Node) -> impl Iterator<Item = (&Node, &str, &[u8])> {
     let all = stanza.find_all("enc").take(CIPHERTEXTS);
     all.filter_map(|enc| Some((enc, enc.get_str("type")?, enc.data()?)))
@@ -285,7 +292,11 @@ pub(crate) fn message(cx: &mut Context, retries: &mut Retries, stanza: &Node) {
         return;
     }
     let mut texts = Vec::new();
-    let mut failure = has_too_many_ciphertexts(stanza).then_some(Failure::Refuse(NACK_PARSING));
+    let mut failure = if has_too_many_ciphertexts(stanza) {
+        Some(Failure::Refuse(NACK_PARSING))
+    } else {
+        has_hollow_ciphertext(stanza).then_some(Failure::Retry(0, false))
+    };
     let mut had = false;
     // The pairwise ciphertexts first: one of them may carry the sender key that the others need.
     let mut parts: Vec<(&Node, &str, &[u8])> = match failure {

@@ -158,6 +158,10 @@ fn ciphertexts_of_a_stanza_end_at_their_limit() {
     let mut rig = Rig::online(62);
     let peer = rig.peer("800000000000020");
     let mut rng = rig.rng.fork("limits");
+    let known = rig.text(peer, "known", "known");
+    rig.say(&known);
+    rig.look();
+    let known = known.find("enc").expect("a ciphertext").clone();
     for (count, taken) in [
         (CIPHERTEXTS - 1, true),
         (CIPHERTEXTS, true),
@@ -166,8 +170,8 @@ fn ciphertexts_of_a_stanza_end_at_their_limit() {
         let (kind, bytes) = rig.peers[peer].ciphertext("the last", &mut rng);
         let stanza = rig.peers[peer].stanza(&format!("c-{count}"), kind, bytes.clone());
         let enc = stanza.find("enc").expect("a ciphertext").clone();
-        // What nobody can read is passed over.
-        let mut parts = vec![Node::new("enc").attr("type", "msg"); count - 1];
+        // What has been read before is passed over.
+        let mut parts = vec![known.clone(); count - 1];
         parts.push(enc);
         let mut crowded = stanza.clone();
         crowded.content = baton_core::wire::node::Content::Nodes(parts);
@@ -187,6 +191,50 @@ fn ciphertexts_of_a_stanza_end_at_their_limit() {
             assert_eq!(messages(rig.look().events).len(), 1, "its key was kept");
         }
     }
+}
+
+/// A ciphertext that is none was passed over, and the message acknowledged as if it had been read. It is asked for again,
+/// whatever stands beside it, and in the end shown as what could not be read.
+#[test]
+fn a_ciphertext_without_type_or_content_is_not_acknowledged_unread() {
+    let mut rig = Rig::online(64);
+    let peer = rig.peer("800000000000022");
+    let whole = rig.text(peer, "whole", "text");
+    let enc = whole.find("enc").expect("a ciphertext").clone();
+    let bytes = enc.data().expect("bytes").to_vec();
+    let hollow = [
+        Node::new("enc"),
+        Node::new("enc").attr("v", "2").attr("type", "msg"),
+        Node::new("enc").attr("v", "2").bytes(bytes),
+        Node::new("enc").attr("type", "msg").child(enc.clone()),
+    ];
+    for (n, part) in hollow.iter().enumerate() {
+        for beside in [vec![], vec![enc.clone()]] {
+            let id = format!("hollow-{n}-{}", beside.len());
+            let mut stanza = whole.clone().attr("id", id.as_str());
+            let parts = [vec![part.clone()], beside].concat();
+            stanza.content = baton_core::wire::node::Content::Nodes(parts);
+            for round in 1.. {
+                rig.say(&stanza);
+                let said = rig.look();
+                let receipts = said.nodes.iter().filter(|node| is_receipt(node));
+                let kinds: Vec<_> = receipts.map(|node| node.get_str("type")).collect();
+                if round > 5 {
+                    assert!(kinds.is_empty(), "{stanza}");
+                    let events: Vec<&Event> = said.events.iter().map(|(_, event)| event).collect();
+                    assert!(
+                        matches!(events[..], [Event::Undecryptable { id: of, .. }] if *of == *id),
+                        "{stanza}: {events:?}"
+                    );
+                    break;
+                }
+                assert_eq!(kinds, [Some("retry")], "{stanza}");
+                assert!(said.events.is_empty(), "{stanza}");
+            }
+        }
+    }
+    rig.say(&whole);
+    assert_eq!(messages(rig.look().events).len(), 1, "its key was kept");
 }
 
 /// What fits into a row is taken in and kept; what does not is refused, because kept back it would come again for ever.

@@ -17,6 +17,8 @@ mod room;
 mod service;
 mod settings;
 mod store;
+#[path = "../support/words.rs"]
+mod words;
 
 use baton_core::state::{Key, Scan, Store, Table};
 use proptest::prelude::*;

@@ -2,6 +2,7 @@
 
 use crate::cases;
 use crate::rig::{Rig, SECOND, ready};
+use crate::words::{JIDS, NAMES, TAGS, VALUES};
 use baton_core::engine::Input;
 use baton_core::flow::{Command, Content, Event, Limits, SendRequest};
 use baton_core::jid::Jid;
@@ -78,60 +79,11 @@ pub(crate) fn honest_again(rig: &mut Rig) {
 
 /// What a service can say that is no stanza of any protocol, but looks like one.
 pub(crate) fn stanza() -> impl Strategy<Value = Node> {
-    let tags = words(
-        "message receipt iq notification ib ack call presence chatstate status stream:features success enc list item user devices device-list device keys key skey identity registration retry count error pair-device pair-success ref dirty offline offline_preview edge_routing routing_info device-identity unavailable usync lid conflict id value signature ping add remove update key-index-list participants",
-    );
-    let tag = proptest::sample::select(tags);
-    let text = proptest::sample::select(vec![
-        "",
-        "0",
-        "1",
-        "-1",
-        "65536",
-        "4294967295",
-        "4294967296",
-        "18446744073709551615",
-        "99999999999999999999999",
-        "set",
-        "get",
-        "result",
-        "error",
-        "retry",
-        "read",
-        "played",
-        "sender",
-        "inactive",
-        "server",
-        "encrypt",
-        "devices",
-        "account_sync",
-        "peer",
-        "pkmsg",
-        "msg",
-        "skmsg",
-        "3",
-        "true",
-        "message",
-        "identity",
-        "urn:xmpp:ping",
-        "w:p",
-        "800000000000001:3@lid",
-        "15550009999@s.whatsapp.net",
-        "120363000000000001@g.us",
-        "status@broadcast",
-        "s.whatsapp.net",
-        "1@newsletter",
-        "\u{fffd}\u{1f600}",
-        "text",
-        "media",
-        "offline",
-        "device_removed",
-    ]);
-    let jid = proptest::sample::select(words("800000000000001@lid 800000000000001:3@lid 800000000000001:65535@lid 15550009999:2@s.whatsapp.net 15550009999@s.whatsapp.net 120363000000000001@g.us status@broadcast s.whatsapp.net @lid 1@newsletter 7@bot x.y@hosted 15550000000@s.whatsapp.net g.us 15550000000:1@s.whatsapp.net"))
-    .prop_map(|text: &str| text.parse::<Jid>().expect("an address"));
-    let name = proptest::sample::select(words(
-        "id from to type participant recipient t jid class error count value v xmlns lid sender_pn sender_lid participant_pn category offline notify phash code key-index is_hosted val reason timestamp",
-    ));
+    let tag = proptest::sample::select(TAGS);
+    let text = proptest::sample::select(VALUES);
+    let jid = proptest::sample::select([JIDS, &["800000000000001:65535@lid"]].concat())
+        .prop_map(|text: &str| text.parse::<Jid>().expect("an address"));
+    let name = proptest::sample::select(NAMES);
     let bytes = prop_oneof![
         Just(Vec::new()),
         vec(any::<u8>(), 0..80),
@@ -167,8 +119,17 @@ pub(crate) fn stanza() -> impl Strategy<Value = Node> {
             .prop_map(|(tag, attrs, children)| with_attrs(Node::new(tag), attrs).children(children))
     });
     // The engine looks at a handful of tags first.
-    let outer =
-        proptest::sample::select(words("message receipt iq notification ib ack call other"));
+    let outer = [
+        "message",
+        "receipt",
+        "iq",
+        "notification",
+        "ib",
+        "ack",
+        "call",
+        "other",
+    ];
+    let outer = proptest::sample::select(outer.to_vec());
     (outer, inner).prop_map(|(tag, mut node)| {
         node.tag = tag.into();
         node
@@ -395,8 +356,4 @@ pub(crate) fn pairing() -> impl Strategy<Value = Node> {
         Just(Node::new("success").attr("lid", stranger())),
         stanza(),
     ]
-}
-
-fn words(text: &'static str) -> Vec<&'static str> {
-    text.split(' ').collect()
 }

@@ -29,7 +29,7 @@ use std::{
     future::Future,
     pin::pin,
     sync::{
-        OnceLock,
+        Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker},
@@ -63,6 +63,21 @@ pub(crate) fn store() -> (MemoryStore, AccountId) {
     let store = store.copy(|| Micros(1_000_000 * SECOND));
     bury(&store);
     (store, account.clone())
+}
+
+/// A service of its own per seed: the key that devices trust, its own pair, its certificates. Made once, because the
+/// fuzzer asks for it with every input.
+fn identity(seed: u8) -> (PublicKey, KeyPair, Vec<u8>) {
+    static MADE: Mutex<BTreeMap<u8, (PublicKey, KeyPair, Vec<u8>)>> = Mutex::new(BTreeMap::new());
+    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    let make = || {
+        let mut rng = Rng::from_seed([seed; 32]).fork("service");
+        let [root, middle, leaf] = [(); 3].map(|()| KeyPair::generate(&mut rng));
+        let (from, until) = (BEGINNING / 1000 - 86_400, BEGINNING / 1000 + 3650 * 86_400);
+        let chain = certificate_chain(&root, &middle, &leaf.public, from, until, &mut rng);
+        (root.public, leaf, chain)
+    };
+    made.entry(seed).or_insert_with(make).clone()
 }
 
 /// All hosts are gone.
@@ -206,18 +221,8 @@ impl Rig {
         seed: u8,
         configure: impl FnOnce(&mut Config),
     ) -> Self {
+        let (root, leaf, chain) = identity(seed);
         let mut rng = Rng::from_seed([seed; 32]);
-        let [root, middle, leaf] = [(); 3].map(|()| KeyPair::generate(&mut rng));
-        let day = 86_400;
-        let secs = BEGINNING / 1000;
-        let chain = certificate_chain(
-            &root,
-            &middle,
-            &leaf.public,
-            secs - day,
-            secs + 3650 * day,
-            &mut rng,
-        );
         let who = Incarnation(rng.next_u64());
         let ttl = Micros::from_secs(3600);
         let lease = claim(&store, &account, who, ttl);
@@ -233,7 +238,7 @@ impl Rig {
             limits: Limits::gateway(),
             service: ServiceConfig {
                 endpoint: Endpoint("ws://rig".into()),
-                root: root.public,
+                root,
             },
             profile: Profile::default(),
             timing: Timing::default(),

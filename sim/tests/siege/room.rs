@@ -4,14 +4,14 @@ use crate::malice::stranger;
 use crate::rig::{Rig, SECOND, ready, store};
 use baton_core::{
     flow::{
-        Command, CommandError, CommandId, Content, Event, Limits, Reply, SendRequest,
+        Command, CommandError, CommandId, Content, Event, Limits, Reply, SendRequest, Timing,
         mailbox_request,
     },
     jid::Jid,
     limits::ROWS_AHEAD,
     proto::record,
     state::{EventSeq, Key, Row, Store, UnixMillis, codec},
-    wire::node::Node,
+    wire::node::{self, Node},
 };
 use std::num::NonZeroU32;
 
@@ -213,6 +213,84 @@ fn messages_in_the_outbox_end_at_the_limit_of_bytes() {
         rig.command(Command::Send(text("second", &to, second)));
         assert_eq!(accepted(rig.look().replies), [true, taken], "{most}");
     }
+}
+
+/// The service says how many devices somebody has, and so how large a message becomes. Messages that fit the outbox as
+/// they are wait with their encryption, or their stanzas would take hundreds of times the room.
+#[test]
+fn sealed_stanzas_take_the_room_once() {
+    const MOST: usize = 40_000;
+    let mut rig = online(87, |limits| limits.gate_bytes = n(MOST));
+    let peer = rig.peer("800000000000033");
+    let to = rig.peers[peer].jid.clone();
+    rig.devices = 40;
+    // Sessions with all of them: from here on nothing has to be asked.
+    rig.command(Command::Send(text("first", &to, 10)));
+    assert_eq!(sent(&mut rig).len(), 1);
+
+    // Accepted while there is no connection.
+    rig.honest = false;
+    rig.hang_up();
+    for _ in 0..30 {
+        rig.command(Command::Send(SendRequest {
+            id: None,
+            ..text("", &to, 300)
+        }));
+    }
+    assert_eq!(accepted(rig.look().replies), [true; 30]);
+
+    rig.honest = true;
+    rig.hold = true;
+    let mut left = Vec::new();
+    let mut most = 0;
+    for _ in 0..500 {
+        rig.commit(1);
+        if rig.held.is_empty() {
+            rig.pass(SECOND);
+        }
+        // What has left is taken at once.
+        left.extend(sent(&mut rig));
+        most = most.max(rig.engine.stats().messages_out as usize - 1 - left.len());
+    }
+    let one = left[0].1;
+    assert!(one > 40 * 300, "{one} bytes for forty devices");
+    assert_eq!(most, MOST.div_ceil(one), "sealed and not taken at once");
+    assert_eq!(left.len(), 30);
+}
+
+/// Messages that have left since the last look, by id, and the bytes of their stanzas.
+fn sent(rig: &mut Rig) -> Vec<(String, usize)> {
+    let size = |node: &Node| {
+        let mut bytes = Vec::new();
+        node::encode(node, &mut bytes).expect("it was sent");
+        bytes.len()
+    };
+    let nodes = rig.look().nodes.into_iter();
+    nodes
+        .filter(|node| node.tag() == "message")
+        .map(|node| (node.get_string("id").expect("an id"), size(&node)))
+        .collect()
+}
+
+/// While the store does not answer, a message that has not left is not queued again each time it is overdue.
+#[test]
+fn what_waits_at_the_gate_is_not_put_there_again() {
+    let mut rig = online(88, |limits| limits.gate_bytes = n(1000));
+    let peer = rig.peer("800000000000034");
+    let to = rig.peers[peer].jid.clone();
+    rig.command(Command::Send(text("first", &to, 10)));
+    assert_eq!(sent(&mut rig).len(), 1);
+    rig.hold = true;
+    rig.command(Command::Send(SendRequest {
+        id: None,
+        ..text("", &to, 2000)
+    }));
+    assert!(rig.is_up() && sent(&mut rig).is_empty());
+    // Long enough to be overdue twenty times; pings are answered meanwhile.
+    rig.pass(20 * Timing::default().query.0);
+    assert!(rig.is_up() && sent(&mut rig).is_empty());
+    rig.commit(usize::MAX);
+    assert_eq!(sent(&mut rig).len(), 1);
 }
 
 #[test]

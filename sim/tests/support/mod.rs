@@ -229,6 +229,30 @@ impl Client {
         }
     }
 
+    /// The same device after it was switched off and on: what it knows of the account and of the service, no sessions.
+    pub fn restarted(&self, rng: Rng) -> Self {
+        Self {
+            rng,
+            noise: self.noise.clone(),
+            identity: self.identity.clone(),
+            signed: self.signed.clone(),
+            registration: self.registration,
+            secret: self.secret,
+            jid: self.jid.clone(),
+            lid: self.lid.clone(),
+            proof: self.proof.clone(),
+            one_time: self.one_time.clone(),
+            sessions: BTreeMap::new(),
+            lids: BTreeMap::new(),
+            server: self.server,
+            conn: None,
+            resumed: false,
+            inbox: VecDeque::new(),
+            transport: None,
+            last_id: 0,
+        }
+    }
+
     /// Paired, logged in, keys uploaded, past the offline phase.
     pub fn online(world: &mut impl Net, seed: u8, phone: &str) -> Self {
         let mut client = Self::new(seed);

@@ -67,7 +67,10 @@ pub(crate) struct Sends {
     jobs: BTreeMap<MessageId, Job>,
     /// Sends that are not sealed, by chat.
     queues: BTreeMap<Jid, VecDeque<MessageId>>,
+    /// Bytes of all of them, as rows.
     bytes: usize,
+    /// Bytes of the stanzas of those that are sealed.
+    sealed: usize,
     /// A request from the mailbox found no room: those behind it wait as well, or they would overtake it.
     mailbox_full: bool,
 }
@@ -86,6 +89,13 @@ impl Sends {
             && (self.jobs.is_empty()
                 || u64::try_from(self.bytes + bytes)
                     .is_ok_and(|bytes| bytes <= u64::from(cx.config.limits.gate_bytes.get())))
+    }
+
+    /// How large a stanza becomes is the service's word: so many devices, so many ciphertexts. Messages that would fit
+    /// the outbox many times over as they are wait with their encryption until the service has taken some.
+    fn may_seal(&self, cx: &Context) -> bool {
+        u64::try_from(self.sealed)
+            .is_ok_and(|bytes| bytes < u64::from(cx.config.limits.gate_bytes.get()))
     }
 
     /// Takes in the rows that a previous owner left.
@@ -124,6 +134,7 @@ impl Sends {
 
     fn insert(&mut self, id: MessageId, row: Outbound, to: Jid) {
         self.bytes += row.encoded_len();
+        self.sealed += stanza_bytes(&row);
         if row.state() == State::Queued {
             self.queues
                 .entry(to.clone())
@@ -146,6 +157,7 @@ impl Sends {
     fn remove(&mut self, id: &MessageId) -> Option<Job> {
         let job = self.jobs.remove(id)?;
         self.bytes = self.bytes.saturating_sub(job.row.encoded_len());
+        self.sealed = self.sealed.saturating_sub(stanza_bytes(&job.row));
         self.leave_queue(&job.to, id);
         Some(job)
     }
@@ -292,6 +304,9 @@ impl Sends {
 
     /// The sends that can be worked on now: the head of each chat that waits for nothing, oldest first.
     pub(crate) fn ready(&self, cx: &Context) -> Vec<MessageId> {
+        if !self.may_seal(cx) {
+            return Vec::new();
+        }
         let mut heads: Vec<(Option<u64>, &MessageId)> = self
             .queues
             .values()
@@ -425,8 +440,11 @@ impl Sends {
             .min()
     }
 
-    /// Time has passed: what the service has not acknowledged in time is said again, the same bytes.
+    /// Time has passed: what the service has not acknowledged in time is said again, the same bytes. Not while much waits
+    /// at the gate, where it would only stand beside what has not left yet, once more for each time that passes.
     pub(crate) fn tick(&mut self, cx: &mut Context, link: &Link) {
+        let crowded = u64::try_from(cx.gate.bytes())
+            .is_ok_and(|bytes| bytes >= u64::from(cx.config.limits.gate_bytes.get()));
         let late: Vec<MessageId> = self
             .jobs
             .iter()
@@ -438,7 +456,10 @@ impl Sends {
                 let here =
                     job.sent_on.is_some_and(|(on, _)| on == link.generation()) && link.is_up();
                 job.sent_on = None;
-                if here {
+                if here && crowded {
+                    job.sent_on =
+                        Some((link.generation(), cx.now.mono.plus(cx.config.timing.query)));
+                } else if here {
                     self.transmit(cx, &id);
                 }
             }
@@ -449,6 +470,10 @@ impl Sends {
             }
         }
     }
+}
+
+fn stanza_bytes(row: &Outbound) -> usize {
+    row.stanza.as_ref().map_or(0, Vec::len)
 }
 
 /// Whether a row of the outbox says everything that is needed to go on with it.

@@ -11,6 +11,7 @@ use crate::{
     state::{Key, MessageId, Micros, codec},
     wire::node::{self, Node},
 };
+use prost::Message as _;
 use std::collections::BTreeSet;
 
 /// Largest stanza that is sent: it has to fit into a frame, and with the message into a row. Only a service that lists
@@ -72,6 +73,8 @@ impl Sends {
                     devices::ask_bundles(cx, list);
                 }
             }
+            // Others that were ready with it may have taken the room meanwhile. Then it is ready again later.
+            Plan::Seal { .. } if !self.may_seal(cx) => {}
             Plan::Seal { target, devices } => self.seal(cx, id, &target, devices),
         }
     }
@@ -196,9 +199,11 @@ impl Sends {
             self.fail(cx, id, 0);
             return;
         };
-        self.bytes += payload.len();
+        let before = job.row.encoded_len();
+        self.sealed += payload.len();
         job.row.state = Some(State::Sealed.into());
         job.row.stanza = Some(payload);
+        self.bytes = self.bytes.saturating_sub(before) + job.row.encoded_len();
         let chat = job.to.clone();
         cx.put(Key::Outbox(id.clone()), codec::encode(&job.row));
         cx.stats.messages_out += 1;
