@@ -17,7 +17,7 @@ use prost::Message as _;
 /// See the module.
 pub fn target(data: &[u8]) {
     let mut take = Take::new(data);
-    let (state, macs, _) = collection();
+    let &(state, ref macs, _) = collection();
     let choice = take.u8();
     let changes: Vec<_> = (0..choice % 6)
         .map(|_| {
@@ -32,7 +32,7 @@ pub fn target(data: &[u8]) {
     let mut rng = Rng::from_seed([6; 32]);
     let key = key(choice >> 4 & 3);
     let previous = |index: &[u8; 32]| macs.get(index).copied();
-    let built = build_patch(COLLECTION, &state, &key, &changes, previous, &mut rng);
+    let built = build_patch(COLLECTION, &state, key, &changes, previous, &mut rng);
     let genuine = built.as_ref().ok().map(|built| {
         let mut patch = built.patch.clone();
         patch.version = Some(SyncdVersion {
@@ -56,7 +56,7 @@ pub fn target(data: &[u8]) {
     let (keys, touches) = (patch_keys(&patch, mutations), patch_touches(mutations));
     assert!(keys.len() <= mutations.len() + 1 && touches.len() <= mutations.len());
 
-    let result = verify_patch(COLLECTION, &state, &patch, mutations, &ring(), previous);
+    let result = verify_patch(COLLECTION, &state, &patch, mutations, ring(), previous);
     let known = usize::from(choice >> 4 & 3) < 3;
     match (result, built) {
         (Ok(applied), Ok(built)) => {
@@ -80,7 +80,7 @@ pub fn target(data: &[u8]) {
         let mut other = state;
         other.hash.add(&[0xaa; 32]);
         let mutations = &genuine.mutations;
-        let result = verify_patch(COLLECTION, &other, genuine, mutations, &ring(), previous);
+        let result = verify_patch(COLLECTION, &other, genuine, mutations, ring(), previous);
         assert!(result.is_err(), "a patch fits two states");
     }
 }

@@ -3,7 +3,7 @@
 //! Checked: where a chunk is cut changes nothing of what comes out of a good one, and whether it is one; no piece is
 //! longer than the limit.
 
-use crate::input::Take;
+use crate::input::{Take, zlib};
 use baton_core::{
     history::{HistoryError, HistoryReader, MESSAGE_BYTES, Piece},
     proto::history::{
@@ -11,9 +11,7 @@ use baton_core::{
         WebMessageInfo,
     },
 };
-use flate2::{Compression, write::ZlibEncoder};
 use prost::Message as _;
-use std::io::Write as _;
 
 type Chunk = (Vec<String>, Option<HistoryError>, u64);
 
@@ -63,12 +61,6 @@ pub fn target(data: &[u8]) {
         let common = whole.0.len().min(pieces.0.len());
         assert_eq!(whole.0[..common], pieces.0[..common]);
     }
-}
-
-fn zlib(bytes: &[u8]) -> Vec<u8> {
-    let mut zlib = ZlibEncoder::new(Vec::new(), Compression::none());
-    zlib.write_all(bytes).expect("memory");
-    zlib.finish().expect("memory")
 }
 
 /// A small past, compressed by the target and here.

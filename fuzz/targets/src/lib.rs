@@ -33,7 +33,7 @@ mod peers;
 mod settings;
 mod words;
 
-// The rig of the siege and the client of the service's tests, as they stand there.
+// The rig of the siege, the client of the service's tests and the words of both, as they stand there.
 #[path = "../../../sim/tests/siege/cloud.rs"]
 #[allow(dead_code, reason = "targets use their own part")]
 mod cloud;
@@ -42,6 +42,8 @@ mod cloud;
 mod rig;
 #[path = "../../../sim/tests/support/mod.rs"]
 mod support;
+#[path = "../../../sim/tests/support/words.rs"]
+mod vocabulary;
 
 /// One target.
 pub struct Target {

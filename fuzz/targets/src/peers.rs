@@ -19,11 +19,15 @@ pub(crate) struct Peers {
     pub(crate) openings: [Vec<u8>; 2],
     /// Bob's record after the first messages, an answer, and its answer.
     pub(crate) record: SessionRecord,
+    pub(crate) record_bytes: Vec<u8>,
     /// Messages to Bob that have not arrived: some in the known chain, some in the next.
     pub(crate) messages: Vec<Vec<u8>>,
     /// What Alice says to a group: her distribution, then messages.
     pub(crate) distribution: Vec<u8>,
     pub(crate) group: Vec<Vec<u8>>,
+    /// The record of somebody in the group who has the distribution, and of one who has read a message beyond others.
+    pub(crate) group_record: Vec<u8>,
+    pub(crate) group_record_later: Vec<u8>,
 }
 
 /// What the n-th message says.
@@ -88,8 +92,16 @@ impl Peers {
         let mut key = SenderKeyRecord::create(&mut rng);
         let distribution = key.distribution().expect("a key");
         let group = (0..6).map(|n| key.encrypt(&text(n), &mut rng).expect("a key"));
+        let group: Vec<Vec<u8>> = group.collect();
+        let mut member = SenderKeyRecord::new();
+        member.process(&distribution).expect("genuine");
+        let group_record = member.encode();
+        member.decrypt(&group[4]).expect("genuine");
         Self {
-            group: group.collect(),
+            group,
+            group_record,
+            group_record_later: member.encode(),
+            record_bytes: record.encode(),
             bob,
             signed,
             one_time,

@@ -17,8 +17,7 @@ const RECORD: usize = 5 * 2_000 * 100;
 pub fn target(data: &[u8]) {
     let peers = Peers::get();
     let mut take = Take::new(data);
-    let mut record = SenderKeyRecord::new();
-    record.process(&peers.distribution).expect("genuine");
+    let mut record = SenderKeyRecord::decode(&peers.group_record).expect("genuine");
     let (mut seen, mut foreign) = (BTreeSet::new(), false);
     for _ in 0..8 {
         if take.is_empty() {

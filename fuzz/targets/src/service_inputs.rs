@@ -9,6 +9,7 @@ use crate::{
     words,
 };
 use baton_core::{
+    crypto::Rng,
     state::Micros,
     wire::{
         frame,
@@ -25,7 +26,7 @@ const BOB: &str = "15550000002";
 struct Paired {
     saved: Vec<u8>,
     now: sim::service::Now,
-    clients: [(Client, u8); 2],
+    clients: [Client; 2],
 }
 
 fn paired() -> &'static Paired {
@@ -39,19 +40,14 @@ fn paired() -> &'static Paired {
         Paired {
             saved: world.service.save(),
             now: world.now,
-            clients: [(alice, 1), (bob, 2)],
+            clients: [alice, bob],
         }
     })
 }
 
 /// A client that was paired, on its way in again.
 fn again(world: &mut World, which: usize) -> Client {
-    let (known, seed) = &paired().clients[which];
-    let mut client = Client::new(*seed);
-    client.jid.clone_from(&known.jid);
-    client.lid.clone_from(&known.lid);
-    client.proof.clone_from(&known.proof);
-    client.one_time = known.one_time.clone();
+    let mut client = paired().clients[which].restarted(Rng::from_seed([11 + which as u8; 32]));
     client.relogin(world);
     client
 }
@@ -156,7 +152,7 @@ pub fn target(data: &[u8]) {
 /// Each step, and steps of all sorts.
 #[must_use]
 pub fn seeds() -> Vec<Vec<u8>> {
-    let mut rng = baton_core::crypto::Rng::from_seed([8; 32]);
+    let mut rng = Rng::from_seed([8; 32]);
     let mut seeds: Vec<Vec<u8>> = (0..12u8)
         .map(|step| {
             std::iter::once(step)

@@ -18,19 +18,14 @@ pub fn target(data: &[u8]) {
     let mut take = Take::new(data);
     let choice = take.u8();
     let genuine = match choice & 1 {
-        0 => peers.record.encode(),
-        _ => {
-            let mut record = SenderKeyRecord::new();
-            record.process(&peers.distribution).expect("genuine");
-            record.decrypt(&peers.group[4]).expect("genuine");
-            record.encode()
-        }
+        0 => &peers.record_bytes,
+        _ => &peers.group_record_later,
     };
-    let bytes = take.forged(&genuine);
+    let bytes = take.forged(genuine);
     let mut rng = Rng::from_seed([1; 32]);
     if choice & 1 == 0 {
         let Ok(record) = SessionRecord::decode(&bytes) else {
-            return assert_ne!(bytes, genuine);
+            return assert_ne!(&bytes, genuine);
         };
         let written = record.encode();
         let mut back = SessionRecord::decode(&written).expect("what was written can be read");
@@ -54,7 +49,7 @@ pub fn target(data: &[u8]) {
         }
     } else {
         let Ok(record) = SenderKeyRecord::decode(&bytes) else {
-            return assert_ne!(bytes, genuine);
+            return assert_ne!(&bytes, genuine);
         };
         let written = record.encode();
         let mut back = SenderKeyRecord::decode(&written).expect("what was written can be read");
@@ -74,15 +69,13 @@ pub fn target(data: &[u8]) {
 #[must_use]
 pub fn seeds() -> Vec<Vec<u8>> {
     let peers = Peers::get();
-    let record = peers.record.encode();
-    let mut key = SenderKeyRecord::new();
-    key.process(&peers.distribution).expect("genuine");
+    let record = &peers.record_bytes;
     let leased = [&record[..], &[0xa0, 0x06, 0x40]].concat();
     vec![
         vec![0, 1, 5],
         vec![1, 1],
-        [vec![0, 0], long(&record)].concat(),
+        [vec![0, 0], long(record)].concat(),
         [vec![0, 0], long(&leased)].concat(),
-        [vec![1, 0], long(&key.encode())].concat(),
+        [vec![1, 0], long(&peers.group_record)].concat(),
     ]
 }

@@ -9,19 +9,24 @@ use baton_core::{
     crypto::Rng,
     proto::sync::{PinAction, SyncActionValue, SyncdPatch, SyncdSnapshot},
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::OnceLock};
 
 pub(crate) const COLLECTION: Collection = Collection::RegularLow;
 
-pub(crate) fn key(n: u8) -> SyncKey {
+fn expand(n: u8) -> SyncKey {
     let id = KeyId::new(vec![0, 0, 0, 0, 0, n]).expect("six bytes");
     SyncKey::expand(id, &[n; 32])
 }
 
-pub(crate) fn ring() -> KeyRing {
-    let mut ring = KeyRing::default();
-    (0..3).for_each(|n| ring.insert(key(n)));
-    ring
+/// One of four keys; the ring holds the first three.
+pub(crate) fn key(n: u8) -> &'static SyncKey {
+    static KEYS: OnceLock<[SyncKey; 4]> = OnceLock::new();
+    &KEYS.get_or_init(|| std::array::from_fn(|n| expand(n as u8)))[usize::from(n)]
+}
+
+pub(crate) fn ring() -> &'static KeyRing {
+    static RING: OnceLock<KeyRing> = OnceLock::new();
+    RING.get_or_init(|| (0..3).map(expand).collect())
 }
 
 pub(crate) fn change(take: &mut Take<'_>, operation: Operation) -> Change {
@@ -44,14 +49,19 @@ pub(crate) fn change(take: &mut Take<'_>, operation: Operation) -> Change {
 pub(crate) type Macs = BTreeMap<[u8; 32], [u8; 32]>;
 
 /// A collection with one patch in it: the state, the map, and the patch that came.
-pub(crate) fn collection() -> (State, Macs, SyncdPatch) {
+pub(crate) fn collection() -> &'static (State, Macs, SyncdPatch) {
+    static ONCE: OnceLock<(State, Macs, SyncdPatch)> = OnceLock::new();
+    ONCE.get_or_init(first_patch)
+}
+
+fn first_patch() -> (State, Macs, SyncdPatch) {
     let mut rng = Rng::from_seed([4; 32]);
     let mut take = Take::new(&[0, 1, 1, 2, 2, 3, 3, 4]);
     let changes: Vec<Change> = (0..4).map(|_| change(&mut take, Operation::Set)).collect();
     let built = build_patch(
         COLLECTION,
         &State::default(),
-        &key(0),
+        key(0),
         &changes,
         |_| None,
         &mut rng,
@@ -70,7 +80,7 @@ pub(crate) fn snapshot() -> SyncdSnapshot {
     let mut rng = Rng::from_seed([4; 32]);
     let mut take = Take::new(&[0, 1, 1, 2, 2, 3, 3, 4]);
     let settings: Vec<Change> = (0..4).map(|_| change(&mut take, Operation::Set)).collect();
-    build_snapshot(COLLECTION, 7, &key(1), &settings, &mut rng)
+    build_snapshot(COLLECTION, 7, key(1), &settings, &mut rng)
         .expect("good settings")
         .0
 }

@@ -51,11 +51,14 @@ pub fn target(data: &[u8]) {
             rows.insert(key, Some(record));
         }
     }
+    let same_device = !rows.contains_key(&Key::Device);
     Rig::write_all(&store, &account, rows);
     let mut rig = Rig::with(store, account, 1, |_| {});
     rig.confused = true;
     rig.give(Input::Tick);
-    if rig.stopped.is_none() && device_is_whole(&rig) {
+    if same_device {
+        engine_inputs::befriend(&mut rig);
+    } else if rig.stopped.is_none() && device_is_whole(&rig) {
         rig.peer("800000000000005");
     }
     let stopped = rig.stopped.clone();
