@@ -64,6 +64,8 @@ struct Bench {
     draining: bool,
     /// What the next renewals say that we were given.
     gifts: u64,
+    /// And what database they come from.
+    history: Seal,
     /// Only joining and renewing is answered; the rest piles up here.
     unanswered: Option<Vec<Call>>,
     /// What claims are answered with, one after the other, before any is granted.
@@ -93,6 +95,7 @@ impl Bench {
             epoch: 1,
             draining: false,
             gifts: 0,
+            history: Seal::default(),
             unanswered: None,
             verdicts: VecDeque::new(),
             looks: 0,
@@ -160,6 +163,7 @@ impl Bench {
                 Answer::Beaten(Beaten::Renewed(View {
                     hosts,
                     gifts: self.gifts,
+                    history: self.history,
                     ..View::default()
                 }))
             }
@@ -451,3 +455,4 @@ fn a_host_obeys_the_wish_that_it_be_drained() {
 }
 
 mod answers;
+mod pace;

@@ -121,7 +121,12 @@ fn one_call_shows_a_page_and_a_full_page_has_a_next() {
 fn an_answer_that_leaves_accounts_out_is_none() {
     let mut bench = Bench::new(2);
     bench.verdicts = VecDeque::from([vec![Claim::Missing]]);
-    bench.run(Micros::from_secs(10));
+    while bench.claims.is_empty() {
+        bench.wait(10);
+    }
+    // No look finds them any more.
+    bench.orphans.clear();
+    bench.wait(1_100);
     // Nobody has guessed which of the two was missing.
     let claimed: Vec<usize> = bench.claims.iter().map(|(_, accounts)| *accounts).collect();
     assert_eq!(claimed, [2, 2]);
@@ -138,7 +143,7 @@ fn what_somebody_else_was_given_is_forgotten_and_what_is_locked_is_claimed_again
         (Claim::Locked, 1),
     ] {
         let mut bench = Bench::new(1);
-        bench.verdicts = VecDeque::from([vec![verdict.clone()]]);
+        bench.verdicts = VecDeque::from([vec![verdict]]);
         while bench.claims.is_empty() {
             bench.wait(10);
         }
@@ -220,4 +225,60 @@ fn a_turn_that_is_not_wanted_any_more_is_nobodys() {
         bench.lose(account.device);
     }
     assert!(bench.fleet.turns.is_empty() && bench.fleet.priorities.is_empty());
+}
+
+#[test]
+fn a_process_that_has_slept_is_told_the_time_first() {
+    let mut bench = connected(1);
+    bench.tell(1, device::Input::Down);
+    bench.now = bench.now.plus(Micros::from_secs(10));
+    let wants = device::Input::Wants { priority: 1 };
+    bench
+        .fleet
+        .handle(Input::Account(account(1), wants), bench.now);
+    let device = bench.fleet.account(&account(1)).unwrap();
+    assert_eq!(device.gate(), Gate::Shut);
+    while let Some(output) = bench.fleet.poll() {
+        assert!(!matches!(output, Output::Account(_, Action::Connect)));
+    }
+}
+
+#[test]
+fn in_another_history_the_store_is_asked_what_is_ours() {
+    let mut bench = connected(1);
+    bench.unanswered = Some(Vec::new());
+    bench.history = Seal {
+        timeline: 2,
+        generation: 1,
+    };
+    bench.wait(1_200);
+    let asked = bench.unanswered.unwrap();
+    assert!(asked.iter().any(|call| call.ask == Ask::Held), "{asked:?}");
+    assert!(asked.iter().any(|call| matches!(call.ask, Ask::Claim(_))));
+}
+
+#[test]
+fn what_is_on_its_way_to_somebody_is_not_called_back_by_a_wish() {
+    let mut bench = connected(1);
+    bench.tell(1, device::Input::Leave(Some(Incarnation(7))));
+    let stop = Placement {
+        run: false,
+        ..Placement::default()
+    };
+    bench.fleet.sort_out(vec![(account(1), stop)], bench.now);
+    bench.wait(2_000);
+    assert_eq!(bench.handed, [account(1)]);
+    assert_eq!(bench.released, []);
+}
+
+#[test]
+fn who_comes_back_within_ten_minutes_stays() {
+    for (later, stays) in [(RETURN.0 - 1, true), (RETURN.0, false)] {
+        let mut bench = connected(0);
+        bench.fleet.moved.insert(account(1), bench.now);
+        let now = bench.now.plus(Micros(later));
+        let lease = lease(bench.fleet.host().who(), 3);
+        bench.fleet.owned(&account(1), lease, now);
+        assert_eq!(bench.fleet.stays.contains(&account(1)), stays);
+    }
 }
