@@ -530,6 +530,26 @@ fn a_file_that_is_gone_is_uploaded_again() {
     assert_eq!(stats(&world).bad_history, 0);
 }
 
+/// A chunk that was announced in two messages, and a file that is gone for both: the phone is asked about either, and knows
+/// what it said in either. Found by tier A (seeds 48024, 91146), where a phone knew its last message alone.
+#[test]
+fn a_file_that_is_gone_is_uploaded_again_for_each_message_that_told_of_it() {
+    let mut world = linked(32);
+    file_fault(&mut world, 0, FileFault::Gone, 2);
+    let history = history(HistoryKind::Recent, 30_000);
+    let handed = Step::History {
+        account: 0,
+        history,
+    };
+    world.plan(1, handed);
+    world.plan(2, Step::HistoryAgain { account: 0 });
+    let verdict = end(&mut world, 10);
+    assert_good(&world, &verdict);
+    assert_eq!(world.service().books().anomalies(), []);
+    let acted = world.service().faults().acted();
+    assert_eq!(acted.get("file_uploaded_again"), Some(&2), "{acted:?}");
+}
+
 /// Whatever the service has of a collection does not add up: the phone tells what is in it, and the log goes on from
 /// there. That happens to settings under several keys.
 #[test]

@@ -326,6 +326,8 @@ impl Engine {
             Input::Fenced { by } => self.halt(StopReason::Fenced(by)),
             Input::StoreRefused(why) => self.halt(StopReason::Store(why)),
             Input::Command(id, command) => match self.phase {
+                // It makes room and needs none: refused, it would be what the next one waits for.
+                Phase::Starting if self.was_shown(&command) => self.command(id, command),
                 Phase::Starting | Phase::Running if self.is_too_many(&command) => {
                     self.cx.reply(id, Err(CommandError::Busy));
                 }
@@ -343,6 +345,11 @@ impl Engine {
             Input::Reseed(seed) => self.cx.rng.reseed(seed),
             Input::Granted(_) | Input::Tick => {}
         }
+    }
+
+    /// Whether events are acknowledged that this engine has shown, perhaps before it has read the rest.
+    fn was_shown(&self, command: &Command) -> bool {
+        matches!(command, Command::Acknowledge(upto) if self.cx.inbox.has_shown(*upto))
     }
 
     /// What would be queued is refused beyond the limit; while nothing is read yet, everything is queued.

@@ -78,7 +78,7 @@ pub(crate) enum SyncWork {
     PhoneRetry(Node),
     /// Take in a part of a chunk of history.
     Part,
-    /// Ask the phone once more to upload a file again: the request may have been lost with a connection.
+    /// Ask the phone to upload a file again.
     AskReupload(MessageId),
     /// The phone has uploaded a file again (there it is), or will not.
     Reuploaded(MessageId, Option<Node>),
@@ -208,6 +208,7 @@ impl Sync {
     pub(crate) fn closed(&mut self) {
         self.phone.closed();
         self.files.closed();
+        self.history.closed();
     }
 
     /// The next work, if there is some. Asked again after each.
@@ -388,7 +389,7 @@ impl Sync {
             SyncWork::Phone => self.phone.speak(cx),
             SyncWork::PhoneRetry(stanza) => self.phone.again(cx, &stanza),
             SyncWork::Part => self.history.take_part(cx),
-            SyncWork::AskReupload(id) => self.history.ask_again(cx, &id),
+            SyncWork::AskReupload(id) => self.history.ask_upload(cx, &id),
             SyncWork::Reuploaded(id, answer) => self.history.reuploaded(cx, &id, answer.as_ref()),
             SyncWork::Ask(collection) => self.ask(cx, collection),
             SyncWork::Answered(collection, upload, answer) => {
