@@ -8,17 +8,17 @@ fn at(secs: u64) -> Micros {
 
 /// So many accounts on each of two hosts, we being the first, and none on the third, which comes at `comes`.
 fn uneven(comes: u64) -> Bench {
-    let mut bench = Bench::new(300);
+    let mut bench = Bench::new(350);
     let full = HostView {
         slot: 3,
-        accounts: 300,
-        live: 300,
+        accounts: 350,
+        live: 350,
         info: info("three"),
         ..second(Incarnation(8))
     };
     bench.others = vec![full];
     bench.run(at(comes));
-    assert_eq!(bench.fleet.accounts().count(), 300);
+    assert_eq!(bench.fleet.accounts().count(), 350);
     bench.others.push(second(Incarnation(7)));
     bench
 }
@@ -109,4 +109,31 @@ fn the_hosts_own_timing_counts() {
         "{looks} and {}",
         bench.looks
     );
+}
+
+#[test]
+fn the_canary_is_one_that_wants_a_connection_and_has_none() {
+    let mut bench = Bench::new(3);
+    bench.others = vec![second(Incarnation(7))];
+    bench.run(at(5));
+    assert_eq!(bench.connects.len(), 3);
+    bench.unanswered = Some(Vec::new());
+    let tell = |bench: &mut Bench, device, input| {
+        let input = Input::Account(account(device), input);
+        bench.fleet.handle(input, bench.now);
+        bench.settle();
+    };
+    let leaving = |bench: &Bench| -> Vec<u64> {
+        let accounts = bench.fleet.accounts();
+        let leaving = accounts.filter(|(_, device)| device.is_leaving());
+        leaving.map(|(account, _)| account.device).collect()
+    };
+    tell(&mut bench, 2, device::Input::Down);
+    tell(&mut bench, 2, device::Input::Leave(None));
+    tell(&mut bench, 3, device::Input::Down);
+    assert_eq!(leaving(&bench), [2]);
+    bench.fleet.send_canary(bench.now);
+    assert_eq!(leaving(&bench), [2, 3]);
+    bench.fleet.send_canary(bench.now);
+    assert_eq!(leaving(&bench), [2, 3], "the first is connected");
 }
