@@ -221,6 +221,72 @@ fn versions_that_skip_or_come_again() {
     assert_good(&world, &verdict);
 }
 
+/// Found as seed 16512 of tier A: after a conflict for no reason we only read, what came was known already, and that was the
+/// end of it: the change waited until somebody else changed something.
+#[test]
+fn a_change_goes_out_after_a_conflict_and_patches_that_come_again() {
+    let mut world = linked(4);
+    phone(&mut world, SECOND, pin(1));
+    settings_fault(&mut world, 5 * SECOND, SettingsFault::FalseConflict, 1);
+    settings_fault(&mut world, 5 * SECOND, SettingsFault::Stale, 1);
+    engine(&mut world, 6 * SECOND, pin(2));
+    let verdict = end(&mut world, 10);
+    assert_good(&world, &verdict);
+    let stats = stats(&world);
+    assert_eq!((stats.stale_patches, stats.changes_out), (1, 1));
+}
+
+/// A service that shows nothing but what we have is not asked for ever.
+#[test]
+fn patches_that_come_again_for_ever_are_given_up() {
+    let mut world = linked(4);
+    phone(&mut world, SECOND, pin(1));
+    settings_fault(&mut world, 5 * SECOND, SettingsFault::FalseConflict, 5000);
+    settings_fault(&mut world, 5 * SECOND, SettingsFault::Stale, 5000);
+    engine(&mut world, 6 * SECOND, pin(2));
+    world.run(world.now().mono.0 + 600 * SECOND);
+    let stats = stats(&world);
+    assert_eq!(stats.given_up, 1, "{stats:?}");
+    assert!((5..60).contains(&stats.stale_patches), "{stats:?}");
+}
+
+/// Found as seed 78177 of tier A: a patch of ours is taken and nobody says so, the phone changes the same setting, and then the
+/// service forgets all patches. The snapshot does not show ours any more: announced again, it would undo the phone's.
+#[test]
+fn a_change_that_was_overtaken_is_not_announced_again() {
+    let mut world = linked(6);
+    settings_fault(&mut world, 5 * SECOND, SettingsFault::LostAnswer, 1);
+    engine(&mut world, 6 * SECOND, mute(1));
+    let unmute = Change::Mute {
+        chat: "15559990001@s.whatsapp.net".into(),
+        until: None,
+    };
+    phone(&mut world, 7 * SECOND, unmute);
+    let device = world.companion(0);
+    let forget = Step::Fault(Fault::DropPatches { device });
+    world.plan(7 * SECOND + 1, forget);
+    let verdict = end(&mut world, 10);
+    assert_good(&world, &verdict);
+    assert_eq!(stats(&world).changes_overtaken, 1);
+}
+
+/// Found as seed 42137 of tier A: what came last in an answer was missing, behind a sound beginning, and its version was not
+/// looked at.
+#[test]
+fn an_answer_that_ends_too_early_is_asked_for_again() {
+    let mut world = linked(7);
+    phone(&mut world, SECOND, pin(1));
+    world.run(world.now().mono.0 + 5 * SECOND);
+    let device = world.companion(0);
+    world.plan(0, Step::Fault(Fault::DropPatches { device }));
+    // Twice to make it ask for a snapshot, and once behind that.
+    settings_fault(&mut world, 0, SettingsFault::Skip, 3);
+    phone(&mut world, SECOND, pin(2));
+    let verdict = end(&mut world, 10);
+    assert_good(&world, &verdict);
+    assert_eq!(stats(&world).version_gaps, 3);
+}
+
 #[test]
 fn removed_settings_that_never_were() {
     let mut world = linked(4);
@@ -462,6 +528,26 @@ fn a_file_that_is_gone_is_uploaded_again() {
     let acted = world.service().faults().acted();
     assert_eq!(acted.get("file_uploaded_again"), Some(&1), "{acted:?}");
     assert_eq!(stats(&world).bad_history, 0);
+}
+
+/// A chunk that was announced in two messages, and a file that is gone for both: the phone is asked about either, and knows
+/// what it said in either. Found by tier A (seeds 48024, 91146), where a phone knew its last message alone.
+#[test]
+fn a_file_that_is_gone_is_uploaded_again_for_each_message_that_told_of_it() {
+    let mut world = linked(32);
+    file_fault(&mut world, 0, FileFault::Gone, 2);
+    let history = history(HistoryKind::Recent, 30_000);
+    let handed = Step::History {
+        account: 0,
+        history,
+    };
+    world.plan(1, handed);
+    world.plan(2, Step::HistoryAgain { account: 0 });
+    let verdict = end(&mut world, 10);
+    assert_good(&world, &verdict);
+    assert_eq!(world.service().books().anomalies(), []);
+    let acted = world.service().faults().acted();
+    assert_eq!(acted.get("file_uploaded_again"), Some(&2), "{acted:?}");
 }
 
 /// Whatever the service has of a collection does not add up: the phone tells what is in it, and the log goes on from

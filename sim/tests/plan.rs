@@ -1,12 +1,13 @@
 //! Plans of tier A as data: drawn before the first step, run again from a file, made smaller.
 
+use sim::service::settings::Change;
 use sim::world::{
     Step,
     bugs::Bug,
     chaos,
     cover::Point,
     judges::Judge,
-    plan::{Buggify, Plan},
+    plan::{Buggify, Plan, Task},
     report::{Batch, Report},
     shrink::shrink,
     weather::{Fault, Kind},
@@ -93,6 +94,40 @@ fn a_commit_of_two_batches_may_be_sent_again() {
     };
     let report = Report::of(plan);
     assert!(report.cover.count(Point::CommitAgain) > 1, "{report}");
+    assert!(report.is_good(), "{report}");
+}
+
+/// Found as seed 9795: a change was dated when its rows were here, and a wall clock had gone back by then. What the phone
+/// changed in between would have won over it.
+#[test]
+fn a_change_has_the_time_at_which_it_was_asked_for() {
+    let plan = Plan {
+        seed: 9795,
+        accounts: 2,
+        network: (500, 20_000),
+        // Rows take a tenth of a second, in which the clock goes back by nearly one.
+        store: (100_000, 100_001),
+        buggify: Buggify::default(),
+        bug: None,
+        second_bug: None,
+        crypto: None,
+        work: vec![Task {
+            at: 10_000_000,
+            step: Step::Change {
+                account: 0,
+                changes: vec![Change::PushName { name: "New".into() }],
+            },
+        }],
+        faults: vec![Fault {
+            at: 10_050_000,
+            lasts: 900_000,
+            ..fault(0, Kind::WallBack)
+        }],
+        heals: 20_000_000,
+        reconnect: false,
+    };
+    let report = Report::of(plan);
+    assert_eq!(report.effects, [1], "{report}");
     assert!(report.is_good(), "{report}");
 }
 

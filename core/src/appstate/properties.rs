@@ -456,7 +456,7 @@ fn flipped(bytes: &[u8]) -> impl Iterator<Item = (String, Vec<u8>)> + '_ {
     })
 }
 
-/// A flipped bit anywhere in a patch is found, or was in what nobody reads; it changes nothing.
+/// A flipped bit anywhere in a patch is found, or was in what nobody reads.
 #[test]
 fn a_flipped_bit_in_a_patch_is_found() {
     let mut rng = Rng::from_seed([5; 32]);
@@ -503,9 +503,6 @@ fn a_flipped_bit_in_a_patch_is_found() {
             ),
         }
     }
-    // Nothing came of it, so the sound one still fits.
-    replica.apply(&sound).unwrap();
-    assert_eq!(replica.state, built.state);
 }
 
 /// The same for a snapshot.

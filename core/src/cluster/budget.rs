@@ -121,4 +121,35 @@ mod tests {
             now.0
         );
     }
+
+    #[test]
+    fn a_token_is_ready_now_or_an_interval_after_the_last_was_taken() {
+        let mut rng = Rng::from_seed([8; 32]);
+        let rate = Rate {
+            per_second: 10,
+            burst: 2,
+        };
+        let mut budget = Budget::new(rate, Micros(0));
+        assert_eq!(budget.ready(Micros(7)), Micros(7));
+        assert_eq!(budget.take(5, Micros(7), &mut rng), 2);
+        assert_eq!(budget.ready(Micros(7)), Micros(100_007));
+    }
+
+    #[test]
+    fn jitter_reaches_from_end_to_end_and_no_further() {
+        let mut rng = Rng::from_seed([9; 32]);
+        for (time, percent, least, most) in [
+            (100, 50, 50, 150),
+            (1_000, 1, 990, 1_010),
+            // Too short to be divided.
+            (99, 20, 99, 99),
+            (0, 20, 1, 1),
+        ] {
+            let times: Vec<u64> = (0..5_000)
+                .map(|_| jittered(Micros(time), percent, &mut rng).0)
+                .collect();
+            assert_eq!(times.iter().min(), Some(&least));
+            assert_eq!(times.iter().max(), Some(&most));
+        }
+    }
 }

@@ -260,3 +260,158 @@ impl Claims {
             .unwrap_or(Micros(0))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::{BusinessId, HostInfo, HostState, HostView};
+
+    const ME: Incarnation = Incarnation(1);
+    const GRACE: Micros = Micros::from_millis(300);
+
+    fn account(device: u64) -> AccountId {
+        AccountId {
+            business: BusinessId::default(),
+            device,
+        }
+    }
+
+    fn orphan(device: u64, last: Option<Incarnation>) -> Orphan {
+        Orphan {
+            account: account(device),
+            pin: None,
+            last,
+        }
+    }
+
+    /// Alone, so every account is ours to claim.
+    fn layout() -> Layout {
+        let me = HostView {
+            slot: 1,
+            who: ME,
+            info: HostInfo {
+                name: "one".into(),
+                address: "".into(),
+                zone: "".into(),
+                version: "".into(),
+                capacity: 1_000,
+            },
+            state: HostState::Active,
+            accounts: 0,
+            live: 0,
+            drain: false,
+            remaining: Micros::from_secs(6),
+        };
+        Layout::new(&[me], 0)
+    }
+
+    struct Bench {
+        claims: Claims,
+        rng: Rng,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            Self {
+                claims: Claims::new(&Timing::default(), Micros(0)),
+                rng: Rng::from_seed([5; 32]),
+            }
+        }
+
+        /// A look that finds just these.
+        fn look(&mut self, orphans: Vec<Orphan>, now: Micros) {
+            self.claims.begin(layout(), std::iter::empty(), now);
+            self.claims.page(orphans, ME, GRACE, now);
+            self.claims.end();
+        }
+
+        fn take(&mut self, now: Micros) -> Vec<u64> {
+            let taken = self.claims.take(100, now, &mut self.rng);
+            taken.into_iter().map(|account| account.device).collect()
+        }
+    }
+
+    #[test]
+    fn what_a_look_does_not_find_any_more_has_somebody() {
+        let mut bench = Bench::new();
+        let all = (1..=3).map(|n| orphan(n, None)).collect();
+        bench.look(all, Micros(0));
+        assert_eq!(bench.claims.len(), 3);
+        bench.look(vec![orphan(2, None)], Micros(1));
+        assert_eq!(bench.claims.len(), 1);
+        assert_eq!(bench.take(Micros(1)), [2]);
+        bench.look(Vec::new(), Micros(2));
+        assert_eq!(bench.claims.len(), 0);
+        assert_eq!(bench.claims.wake(Micros(2)), None);
+    }
+
+    #[test]
+    fn nothing_is_claimed_before_everybody_has_looked() {
+        let mut bench = Bench::new();
+        bench.claims.wait(Micros(500));
+        bench.look(vec![orphan(1, None)], Micros(0));
+        assert_eq!(bench.claims.wake(Micros(0)), Some(Micros(500)));
+        assert!(bench.take(Micros(499)).is_empty());
+        assert_eq!(bench.take(Micros(500)), [1]);
+    }
+
+    #[test]
+    fn later_is_later_and_only_once() {
+        let mut bench = Bench::new();
+        bench.look(vec![orphan(1, None)], Micros(0));
+        bench.claims.later(account(1), Micros(70));
+        bench.claims.later(account(2), Micros(60));
+        assert!(bench.take(Micros(59)).is_empty());
+        assert_eq!(bench.take(Micros(80)), [2, 1]);
+        assert!(bench.take(Micros(90)).is_empty());
+    }
+
+    #[test]
+    fn who_is_somebody_else_now_claims_nothing_of_before() {
+        let mut bench = Bench::new();
+        bench.look(vec![orphan(1, None)], Micros(0));
+        bench.claims.later(account(2), Micros(0));
+        bench.claims.clear();
+        assert_eq!(bench.claims.len(), 0);
+        assert!(bench.take(Micros(100)).is_empty());
+    }
+
+    /// What a host had when it died is to be shared at once, though others have taken some of it already; only what is
+    /// found beyond that is more.
+    #[test]
+    fn the_accounts_of_the_dead_count_with_the_first_of_them() {
+        let dead = Incarnation(9);
+        let mut claims = Claims::new(&Timing::default(), Micros(0));
+        claims.begin(layout(), [(dead, 10)].into_iter(), Micros(0));
+        let mut find = |devices: std::ops::RangeInclusive<u64>, last| {
+            let orphans = devices.map(|n| orphan(n, last)).collect();
+            claims.page(orphans, ME, GRACE, Micros(0));
+            claims.layout.accounts()
+        };
+        assert_eq!(find(1..=1, Some(dead)), 10);
+        assert_eq!(find(2..=10, Some(dead)), 10);
+        assert_eq!(find(11..=13, Some(dead)), 13);
+        // Of whoever is not known to be gone, each counts for itself.
+        assert_eq!(find(21..=22, None), 15);
+        assert_eq!(find(31..=32, Some(Incarnation(8))), 17);
+        // A host that said it had none had one after all.
+        let mut claims = Claims::new(&Timing::default(), Micros(0));
+        claims.begin(layout(), [(dead, 0)].into_iter(), Micros(0));
+        claims.page(vec![orphan(1, Some(dead))], ME, GRACE, Micros(0));
+        assert_eq!(claims.layout.accounts(), 1);
+    }
+
+    #[test]
+    fn deaths_are_remembered_for_a_quarter_of_an_hour() {
+        for (pause, waits) in [(MEMORY.0 - 1, true), (MEMORY.0, false)] {
+            let mut bench = Bench::new();
+            for death in 1..=2 {
+                bench.look(vec![orphan(1, Some(Incarnation(death)))], Micros(0));
+                bench.look(Vec::new(), Micros(0));
+            }
+            let now = Micros(pause);
+            bench.look(vec![orphan(1, Some(Incarnation(3)))], now);
+            assert_eq!(bench.take(now).is_empty(), waits, "after {pause}");
+        }
+    }
+}

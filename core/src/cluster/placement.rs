@@ -171,14 +171,8 @@ impl Layout {
         self.count(to);
     }
 
-    /// How many accounts `who` should have, going by capacity: a fair share, rounded up.
-    #[must_use]
-    pub fn share(&self, who: Incarnation) -> u32 {
-        self.member(who)
-            .map_or(0, |member| self.per_cent(member, 100))
-    }
-
-    /// How many accounts `who` may have before others come first: its share and 5 %, at most its capacity.
+    /// How many accounts `who` may have before others come first: a fair share by capacity and 5 %, rounded up, at most
+    /// its capacity.
     #[must_use]
     pub fn cap(&self, who: Incarnation) -> u32 {
         self.member(who)
@@ -222,14 +216,6 @@ impl Layout {
         self.ordered(account)
             .first()
             .is_some_and(|first| first.who != who)
-    }
-
-    /// Hosts that take accounts.
-    pub fn open(&self) -> impl Iterator<Item = Incarnation> + '_ {
-        self.members
-            .iter()
-            .filter(|member| member.open)
-            .map(|member| member.who)
     }
 
     fn member(&self, who: Incarnation) -> Option<&Member> {

@@ -202,6 +202,12 @@ mod tests {
             ..Timing::default()
         };
         assert_eq!(hasty.check(), Err(TimingError::SoftTooEarly));
+        // 1.1 + 0.8 + 0.3.
+        let just = Timing {
+            soft: Micros::from_millis(2_200),
+            ..hasty
+        };
+        assert_eq!(just.check(), Ok(()));
         let late = Timing {
             soft: Micros::from_millis(4_000),
             ..Timing::default()
@@ -211,10 +217,60 @@ mod tests {
 
     #[test]
     fn nothing_is_not_a_duration() {
-        let still = Timing {
-            retry: Micros(0),
+        type Change = fn(&mut Timing);
+        let nothing: [(&str, Change); 10] = [
+            ("renew", |timing| timing.renew = Micros(0)),
+            ("deadline", |timing| timing.deadline = Micros(0)),
+            ("retry", |timing| timing.retry = Micros(0)),
+            ("soft", |timing| timing.soft = Micros(0)),
+            ("call", |timing| timing.call = Micros(0)),
+            ("scan", |timing| timing.scan = Micros(0)),
+            ("rejoin", |timing| timing.rejoin = Micros(0)),
+            ("drain", |timing| timing.drain = Micros(0)),
+            ("drain_batch", |timing| timing.drain_batch = 0),
+            ("claim_batch", |timing| timing.claim_batch = 0),
+        ];
+        for (name, change) in nothing {
+            let mut still = Timing::default();
+            change(&mut still);
+            assert_eq!(still.check(), Err(TimingError::Zero(name)));
+        }
+    }
+
+    #[test]
+    fn a_clock_may_be_wrong_by_less_than_half() {
+        let wrong = |drift_ppm| Timing {
+            drift_ppm,
+            ttl: Micros::from_secs(60),
             ..Timing::default()
         };
-        assert_eq!(still.check(), Err(TimingError::Zero("retry")));
+        assert_eq!(wrong(499_999).check(), Ok(()));
+        assert_eq!(wrong(500_000).check(), Err(TimingError::Drift));
+    }
+
+    /// A hundredth of the time for every ten thousand millionths, however long the time is.
+    #[test]
+    fn the_drift_is_taken_from_what_the_store_was_asked_for() {
+        let timing = |hard, ttl| Timing {
+            drift_ppm: 100_000,
+            hard: Micros(hard),
+            step: Micros(0),
+            ttl: Micros(ttl),
+            ..Timing::default()
+        };
+        for ttl in [10_000_000, 10_u64.pow(15), u64::MAX / 10 * 10] {
+            let safe = ttl / 10 * 9;
+            assert_eq!(timing(safe - 1, ttl).check(), Ok(()), "{ttl}");
+            let late = Err(TimingError::HardTooLate);
+            assert_eq!(timing(safe, ttl).check(), late, "{ttl}");
+        }
+    }
+
+    #[test]
+    fn the_fast_profile_takes_over_in_half_the_time() {
+        let (fast, normal) = (Timing::fast(), Timing::default());
+        assert_eq!(fast.ttl.0 * 2, normal.ttl.0);
+        assert_eq!(fast.hard.0 * 2, normal.hard.0);
+        assert!(fast.soft < normal.soft && fast.scan < normal.scan);
     }
 }

@@ -17,9 +17,22 @@
 //! 6. *Order.* Outputs come as: `Stopped`, else `Commit`, else `Load` and `Scan`, else the head of the queue of
 //!    effects, else `Idle`. Frames are sealed when they leave, so Noise counters follow the wire.
 //!
+//! | file | subject |
+//! |---|---|
+//! | `api` | inputs and outputs |
+//! | `reading` | what the store answers, and the start |
+//! | `commands` | what the host asks for |
+//! | `stanzas` | what the service says, and the end of a connection |
+//! | `work` | what needs rows, in order |
+//! | `gate` | what may leave, and when |
+//!
 //! The driver's part: feed inputs, drain `poll` until `Idle`, do as told. `examples/blocking.rs` does it with threads.
 
 mod api;
+mod commands;
+mod gate;
+mod reading;
+mod stanzas;
 mod work;
 
 pub use crate::flow::{Stats, StopReason};
@@ -29,46 +42,26 @@ pub use api::{Appetite, Grant, Input, LoadId, Output};
 use crate::{
     crypto::Rng,
     flow::{
-        Account, Command, CommandError, CommandId, Config, Context, Event, LinkState, Reply,
-        context::{Effect, Gate},
+        Account, Command, CommandError, CommandId, Config, Context,
+        context::Gate,
         inbox::{self, Inbox},
-        link::{Again, Link, Received},
-        login::{self, Login, Verdict},
-        notify::{self, Wish},
-        pairing::{self, Pairing},
+        link::{Again, Link},
+        login::{self, Login},
+        pairing::Pairing,
         pre_keys,
-        query::{Answer, Queries, Query, iq},
-        reseal,
+        query::{Answer, Queries},
         retry::{Asked, Retries},
         send::Sends,
-        sync::{Sync, SyncScan, SyncWork},
+        sync::{Sync, SyncScan},
     },
     proto::record::Counters,
-    state::{AccountId, Key, Micros, Row, Scan, Table, WorkingSet, codec, rules},
-    wire::node::{self, Node},
+    state::{AccountId, Key, Micros, Scan, Table, WorkingSet, rules},
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use work::{Machines, Work, WorkQueue};
 
-/// Rows per scan while starting.
-const SCAN_ROWS: u32 = 256;
-
-/// Requests taken from the mailbox at once.
-const MAILBOX_ROWS: u32 = 1024;
-
 /// How long a stopping engine waits for its last batches.
 const LAST_WORDS: Micros = Micros::from_secs(5);
-
-/// Whether counters can be counted on from where they stand: what comes out of them has to fit the tables.
-fn plausible(counters: &Counters) -> bool {
-    let pre_key = |id: Option<u32>| id.unwrap_or(1) <= rules::MAX_PRE_KEY_ID;
-    counters.next_event.unwrap_or(1) < rules::MAX_NUMBER
-        && counters.next_order.unwrap_or(1) < rules::MAX_NUMBER
-        && pre_key(counters.next_pre_key)
-        && pre_key(counters.first_unconfirmed_pre_key)
-        && pre_key(counters.next_signed_pre_key)
-        && counters.burn.unwrap_or(0) < u32::MAX
-}
 
 /// What a load or scan is for.
 #[derive(Debug)]
@@ -326,6 +319,8 @@ impl Engine {
             Input::Fenced { by } => self.halt(StopReason::Fenced(by)),
             Input::StoreRefused(why) => self.halt(StopReason::Store(why)),
             Input::Command(id, command) => match self.phase {
+                // It makes room and needs none: refused, it would be what the next one waits for.
+                Phase::Starting if self.was_shown(&command) => self.command(id, command),
                 Phase::Starting | Phase::Running if self.is_too_many(&command) => {
                     self.cx.reply(id, Err(CommandError::Busy));
                 }
@@ -345,6 +340,11 @@ impl Engine {
         }
     }
 
+    /// Whether events are acknowledged that this engine has shown, perhaps before it has read the rest.
+    fn was_shown(&self, command: &Command) -> bool {
+        matches!(command, Command::Acknowledge(upto) if self.cx.inbox.has_shown(*upto))
+    }
+
     /// What would be queued is refused beyond the limit; while nothing is read yet, everything is queued.
     fn is_too_many(&self, command: &Command) -> bool {
         let works = matches!(command, Command::Send(_) | Command::Change(_));
@@ -357,454 +357,6 @@ impl Engine {
             self.grant.until = self.grant.until.max(grant.until);
         }
         // A grant of another term is another engine's: ours ends when it ends.
-    }
-
-    fn loaded(&mut self, id: LoadId, rows: Vec<Row>) {
-        let reading = match self.reading.get(&id) {
-            Some(Reading::Account | Reading::Rows(_)) => self.reading.remove(&id),
-            _ => None,
-        };
-        match reading {
-            Some(Reading::Account) => self.account_read(rows),
-            Some(Reading::Rows(keys)) => {
-                for key in self.cx.rows.load_finished(keys, rows) {
-                    self.cx.corrupt(key);
-                }
-            }
-            // Not asked for, or asked for as a scan: the driver has mixed something up. Nothing depends on it.
-            _ => self.cx.protocol_error("rows that were not asked for"),
-        }
-    }
-
-    fn account_read(&mut self, rows: Vec<Row>) {
-        let mut rows = rows.into_iter();
-        match rows.next() {
-            Some(Row::Absent) => self.cx.save_account(),
-            Some(Row::Present(record)) => match Account::from_record(&record) {
-                Ok(account) => self.cx.account = account,
-                Err(error) => {
-                    return self.halt(StopReason::Store(format!(
-                        "row {}: {error}",
-                        Table::Device.name()
-                    )));
-                }
-            },
-            _ => {
-                return self.halt(StopReason::Store(format!(
-                    "row {} cannot be read",
-                    Table::Device.name()
-                )));
-            }
-        }
-        match rows.next() {
-            Some(Row::Absent) => self.cx.save_counters(),
-            Some(Row::Present(record)) => match codec::decode(&record) {
-                Ok(counters) if !plausible(&counters) => {
-                    return self.halt(StopReason::Store(format!(
-                        "row {}: numbers out of range",
-                        Table::Counters.name()
-                    )));
-                }
-                Ok(counters) => self.cx.counters = counters,
-                // Guessing these would bind ids twice.
-                Err(error) => {
-                    return self.halt(StopReason::Store(format!(
-                        "row {}: {error}",
-                        Table::Counters.name()
-                    )));
-                }
-            },
-            _ => {
-                return self.halt(StopReason::Store(format!(
-                    "row {} cannot be read",
-                    Table::Counters.name()
-                )));
-            }
-        }
-        // Before anything else is written: this has to be in the first batch.
-        let (sealed, history) = (self.grant.lease.sealed, self.grant.lease.term.history);
-        if sealed != history {
-            reseal::reseal(&mut self.cx, sealed, history);
-            if !plausible(&self.cx.counters) {
-                return self.halt(StopReason::Store("the numbers are used up".into()));
-            }
-        }
-        self.scan(Table::Outbox, None, SCAN_ROWS, Reading::Outbox(None));
-    }
-
-    fn scanned(&mut self, id: LoadId, rows: Vec<(Key, Row)>) {
-        let reading = match self.reading.get(&id) {
-            None | Some(Reading::Account | Reading::Rows(_)) => None,
-            Some(_) => self.reading.remove(&id),
-        };
-        match reading {
-            Some(Reading::Outbox(before)) => {
-                let last = rows.last().map(|(key, _)| key.clone());
-                let full = rows.len() >= SCAN_ROWS as usize;
-                // A store that gives the same rows again and again would keep us here for ever.
-                let advances =
-                    last > before && last.as_ref().is_none_or(|key| key.table() == Table::Outbox);
-                if full && !advances {
-                    return self.halt(StopReason::Store(format!(
-                        "a scan of table {} does not advance",
-                        Table::Outbox.name()
-                    )));
-                }
-                self.sends.start(&mut self.cx, rows);
-                if full {
-                    self.scan(
-                        Table::Outbox,
-                        last.clone(),
-                        SCAN_ROWS,
-                        Reading::Outbox(last),
-                    );
-                } else {
-                    let window = self.cx.config.limits.events_in_flight.get();
-                    self.scan(Table::Inbox, None, window, Reading::InboxAtStart);
-                }
-            }
-            Some(Reading::InboxAtStart) => {
-                inbox::start(&mut self.cx, rows);
-                // After a loss a request can be back in the mailbox that has been sent, and somebody may ask for it
-                // again: it has to be known before the service can speak.
-                if self.cx.stats.losses > 0 && self.cx.account.is_linked() {
-                    self.scan(Table::Mailbox, None, MAILBOX_ROWS, Reading::MailboxAtStart);
-                } else {
-                    self.started();
-                }
-            }
-            Some(Reading::MailboxAtStart) => {
-                self.work.mailbox(&mut self.cx, rows);
-                self.started();
-            }
-            Some(Reading::Inbox) => inbox::scanned(&mut self.cx, rows),
-            Some(Reading::Sync(scan)) => self.sync.scanned(&mut self.cx, scan, rows),
-            Some(Reading::Mailbox) => {
-                self.checking_mailbox = false;
-                self.sends.mailbox_read();
-                self.work.mailbox(&mut self.cx, rows);
-            }
-            _ => self.cx.protocol_error("rows that were not asked for"),
-        }
-    }
-
-    fn started(&mut self) {
-        if let LinkState::LoggedOut(code) = self.cx.account.state {
-            // Linking anew is a decision of people: a command for it may have come already.
-            if self.early.is_empty() {
-                self.stop(StopReason::LoggedOut(code));
-                return;
-            }
-        }
-        self.phase = Phase::Running;
-        if self.cx.account.is_linked() {
-            self.link.open(&mut self.cx);
-        }
-        while let Some((id, command)) = self.early.pop_front() {
-            self.command(id, command);
-        }
-    }
-
-    // ---- commands ---------------------------------------------------------------------------------------------
-
-    fn command(&mut self, id: CommandId, command: Command) {
-        match command {
-            Command::Link => {
-                if let LinkState::LoggedOut(_) = self.cx.account.state {
-                    // New keys: the old ones belong to a device that the service has forgotten.
-                    self.cx.account = Account::create(&mut self.cx.rng, self.cx.now.unix.secs());
-                    self.cx.save_account();
-                }
-                self.pairing.link(&mut self.cx, &mut self.link, id);
-            }
-            // Checked before its row is asked for: not every id is the name of a row.
-            Command::Send(request) => match Sends::check(&request) {
-                Ok(()) => self.enqueue(Work::Accept(Some(id), request)),
-                Err(error) => self.cx.reply(id, Err(error)),
-            },
-            Command::Acknowledge(upto) => {
-                let result = inbox::acknowledge(&mut self.cx, upto).map(|()| Reply::Done);
-                self.cx.reply(id, result);
-            }
-            Command::MarkRead { chat, sender, ids } => {
-                let result = if ids.len() > 256 {
-                    Err(CommandError::Invalid("at most 256 ids at once"))
-                } else if !self.login.is_logged_in() {
-                    Err(CommandError::Busy)
-                } else {
-                    notify::mark_read(&mut self.cx, &chat, sender.as_ref(), &ids);
-                    Ok(Reply::Done)
-                };
-                self.cx.reply(id, result);
-            }
-            Command::Presence { available, name } => {
-                if let Some(name) = name {
-                    self.cx.account.push_name = Some(name);
-                    self.cx.save_account();
-                }
-                self.cx.config.available = available;
-                if self.login.is_logged_in() {
-                    login::announce(&mut self.cx, available);
-                }
-                self.cx.reply(id, Ok(Reply::Done));
-            }
-            Command::CheckMailbox => {
-                let waiting = self.checking_mailbox || self.work.has_mail();
-                if !waiting && self.cx.account.is_linked() {
-                    self.checking_mailbox = true;
-                    self.scan(Table::Mailbox, None, MAILBOX_ROWS, Reading::Mailbox);
-                }
-                self.cx.reply(id, Ok(Reply::Done));
-            }
-            Command::Change(_)
-            | Command::Sync(_)
-            | Command::Contacts { .. }
-            | Command::Chats { .. }
-            | Command::Settings { .. } => {
-                if let Some(work) = self.sync.command(&mut self.cx, id, command) {
-                    self.enqueue(Work::Sync(work));
-                }
-            }
-            Command::Logout => self.log_out(id),
-            Command::Shutdown => {
-                self.cx.reply(id, Ok(Reply::Done));
-                self.stop(StopReason::Shutdown);
-            }
-        }
-    }
-
-    fn log_out(&mut self, id: CommandId) {
-        let Some(own) = self
-            .cx
-            .account
-            .jid
-            .clone()
-            .filter(|_| self.cx.account.is_linked())
-        else {
-            self.cx.reply(id, Err(CommandError::NotLinked));
-            return;
-        };
-        if !self.login.is_logged_in() || self.unlinking.is_some() {
-            self.cx.reply(id, Err(CommandError::Busy));
-            return;
-        }
-        let remove = Node::new("remove-companion-device")
-            .attr("jid", own)
-            .attr("reason", "user_initiated");
-        self.unlinking = Some(id);
-        self.cx
-            .ask(iq("md", "set").child(remove), Query::Logout(id));
-    }
-
-    fn logged_out(&mut self, code: u16) {
-        if self.cx.account.is_linked() {
-            self.cx.account.state = LinkState::LoggedOut(code);
-            self.cx.save_account();
-            self.cx.emit(Event::LoggedOut { code });
-        }
-        if let Some(id) = self.unlinking.take() {
-            self.cx.reply(id, Ok(Reply::Done));
-        }
-        self.stop(StopReason::LoggedOut(code));
-    }
-
-    // ---- the connection ---------------------------------------------------------------------------------------
-
-    fn received(&mut self, bytes: &[u8]) {
-        // What still comes while the engine stops is not answered; it comes again for the next owner.
-        if matches!(self.phase, Phase::Running) {
-            self.link.push(&self.cx, bytes);
-            self.read();
-        }
-    }
-
-    /// Takes in what has come, as long as there is room. Returns whether there was anything.
-    fn read(&mut self) -> bool {
-        let mut any = false;
-        while matches!(self.phase, Phase::Running) && self.has_room() {
-            match self.link.next(&mut self.cx) {
-                Received::Nothing => return any,
-                Received::Up => self.login.up(&mut self.cx),
-                Received::Frame(payload) => match node::decode_owned(&payload) {
-                    Ok(stanza) => self.stanza(stanza),
-                    Err(error) => self
-                        .cx
-                        .protocol_error(format!("a stanza does not decode: {error}")),
-                },
-                Received::Broken(why) => {
-                    self.link.cut(&mut self.cx, Again::Later, why);
-                }
-            }
-            any = true;
-        }
-        any
-    }
-
-    fn closed(&mut self) {
-        if !self.link.closed(&mut self.cx) {
-            return;
-        }
-        self.login.reset();
-        let confirmed = self.pairing.closed();
-        self.retries.closed();
-        self.sync.closed();
-        for query in self.cx.queries.drain() {
-            self.answered(query, Answer::Lost);
-        }
-        if matches!(self.phase, Phase::Stopping(..)) {
-            return;
-        }
-        if confirmed && self.cx.account.is_linked() {
-            self.link.open(&mut self.cx);
-        }
-    }
-
-    fn stanza(&mut self, stanza: Node) {
-        match stanza.tag() {
-            "iq" => self.iq(&stanza),
-            "success" => self.login.success(&mut self.cx, &mut self.link, &stanza),
-            "failure" => {
-                let verdict = login::failure(&stanza);
-                self.refused(verdict);
-            }
-            "stream:error" => {
-                let verdict = login::stream_error(&stanza);
-                self.refused(verdict);
-            }
-            "xmlstreamend" => {
-                self.link
-                    .end(&mut self.cx, Again::Later, "the service ended the stream")
-            }
-            "ib" => {
-                let wish = notify::information(&mut self.cx, &self.login, &stanza);
-                self.grant_wish(wish);
-            }
-            "ack" => match stanza.get_string("class").as_deref() {
-                Some("message") => {
-                    self.sends.acknowledged(&mut self.cx, &stanza);
-                    if let Some(id) = stanza.get_string("id") {
-                        let refused = stanza.get_u64("error").unwrap_or(0) != 0;
-                        self.sync.acknowledged(&mut self.cx, &id, refused);
-                    }
-                }
-                // An announcement of history has two receipts, and one id. The answer to the other one says nothing.
-                Some("receipt") if stanza.get_string("type").as_deref() == Some("hist_sync") => {
-                    if let Some(id) = stanza.get_string("id") {
-                        self.sync.history_receipt_acknowledged(&mut self.cx, &id);
-                    }
-                }
-                _ => {}
-            },
-            "message" => self.enqueue(Work::Message(stanza)),
-            "receipt" => {
-                let retry = stanza.get_string("type").as_deref() == Some("retry");
-                let phone = self.sync.phone_retry(&self.cx, &stanza).filter(|_| retry);
-                self.enqueue(if let Some(work) = phone {
-                    Work::Sync(work)
-                } else if retry {
-                    Work::Retry {
-                        stanza,
-                        asked: Asked::Nothing,
-                    }
-                } else {
-                    Work::Receipt(stanza, 0)
-                });
-            }
-            "notification" => {
-                let wish = notify::notification(&mut self.cx, &stanza);
-                if wish == Wish::File {
-                    if let Some(work) = self.sync.media_retry(&stanza) {
-                        self.enqueue(Work::Sync(work));
-                    }
-                } else {
-                    self.grant_wish(wish);
-                }
-            }
-            "call" | "status" => self.cx.acknowledge(&stanza, None),
-            // Nothing to do, and nobody waits for an answer.
-            "presence" | "chatstate" | "error" => {}
-            _ => self.cx.acknowledge(&stanza, Some(488)),
-        }
-    }
-
-    fn grant_wish(&mut self, wish: Wish) {
-        match wish {
-            Wish::Nothing | Wish::File => {}
-            Wish::PreKeys => self.enqueue(Work::UploadPreKeys),
-            Wish::Online => {
-                if self.login.offline_done(&mut self.cx) {
-                    self.sends.resume(&mut self.cx);
-                    self.sync.online(&mut self.cx);
-                }
-            }
-            Wish::Settings(collections) => self.sync.heard(&collections),
-        }
-    }
-
-    fn refused(&mut self, verdict: Verdict) {
-        match verdict {
-            Verdict::Reconnect(again, why) => self.link.end(&mut self.cx, again, why),
-            Verdict::LoggedOut(code) if self.cx.account.is_linked() => self.logged_out(code),
-            // There is no link that could have ended.
-            Verdict::LoggedOut(code) => self.stop(StopReason::Refused(code)),
-            Verdict::Stop(reason) => self.stop(reason),
-        }
-    }
-
-    fn iq(&mut self, stanza: &Node) {
-        match stanza.get_string("type").as_deref() {
-            Some("result" | "error") => {
-                if let Some((query, answer)) = self.cx.queries.close(stanza) {
-                    self.answered(query, answer);
-                }
-            }
-            Some("set") if stanza.find("pair-device").is_some() => {
-                self.pairing
-                    .pair_device(&mut self.cx, &mut self.link, stanza);
-            }
-            Some("set") if stanza.find("pair-success").is_some() => {
-                self.pairing
-                    .pair_success(&mut self.cx, &mut self.link, stanza);
-            }
-            Some("get")
-                if stanza.get_string("xmlns").as_deref() == Some("urn:xmpp:ping")
-                    || stanza.find("ping").is_some() =>
-            {
-                self.cx.keep_alive(&pairing::reply_to(stanza, "result"));
-            }
-            _ => pairing::decline(&mut self.cx, stanza),
-        }
-    }
-
-    fn answered(&mut self, query: Query, answer: Answer) {
-        match query {
-            Query::PreKeyCount => {
-                if self.login.pre_keys_counted(&mut self.cx, &answer) {
-                    self.enqueue(Work::UploadPreKeys);
-                }
-            }
-            Query::PreKeyUpload { upto } => pre_keys::uploaded(&mut self.cx, upto, &answer),
-            Query::Rotate => pre_keys::rotated(&mut self.cx, &answer),
-            Query::Active => self.login.active(&mut self.cx, &answer),
-            Query::Devices(users) => self.enqueue(Work::DevicesAnswered(users, answer)),
-            Query::Bundles(devices) => self.enqueue(Work::BundlesAnswered(devices, answer)),
-            Query::Logout(id) => match answer {
-                Answer::Result(_) => self.logged_out(401),
-                Answer::Error(code) => {
-                    self.unlinking = None;
-                    self.cx.reply(id, Err(CommandError::Refused(code)));
-                }
-                Answer::TimedOut | Answer::Lost => {
-                    self.unlinking = None;
-                    self.cx.reply(id, Err(CommandError::Unknown));
-                }
-            },
-            Query::Sync(collection, upload) => {
-                self.enqueue(Work::Sync(SyncWork::Answered(collection, upload, answer)));
-            }
-            Query::MediaHosts => self.sync.hosts_answered(&mut self.cx, &answer),
-            Query::Ping | Query::Formality => {}
-        }
     }
 
     // ---- work -------------------------------------------------------------------------------------------------
@@ -1023,79 +575,6 @@ impl Engine {
             "connecting"
         } else {
             "not connected"
-        }
-    }
-
-    // ---- the gate ---------------------------------------------------------------------------------------------
-
-    /// Whether effects may leave: the grant holds with a margin for what the driver may still have in hand.
-    fn may_act(&self) -> bool {
-        self.cx.now.mono.plus(self.cx.config.timing.grant_margin) < self.grant.until
-    }
-
-    /// When to stop for want of a grant. A connection is worth waiting for: the service would have us log in again.
-    fn held_until(&self) -> Micros {
-        let hold = self.cx.config.timing.hold;
-        let until = self.grant.until;
-        if self.link.is_up() {
-            until.plus(hold)
-        } else {
-            until
-        }
-    }
-
-    fn release(&mut self, effect: Effect, wire: &mut Vec<u8>) -> Option<Output> {
-        Some(match effect {
-            Effect::Open(generation) => {
-                // Given up while it waited.
-                if !self.link.is_opening(generation) {
-                    return None;
-                }
-                Output::Open(self.cx.config.service.endpoint.clone())
-            }
-            Effect::Close(generation) => {
-                if !self.link.tell_close(generation) {
-                    return None;
-                }
-                self.link.closing(&mut self.cx);
-                Output::Close
-            }
-            Effect::Raw(generation, bytes) => {
-                if !self.link.is_current(generation) {
-                    return None;
-                }
-                wire.extend_from_slice(&bytes);
-                Output::Transmit
-            }
-            Effect::Stanza(generation, payload) => {
-                self.seal(generation, &payload, wire)?;
-                Output::Transmit
-            }
-            Effect::KeepAlive(generation, payload) => {
-                self.seal(generation, &payload, wire)?;
-                Output::KeepAlive
-            }
-            Effect::Event(seq, event) => Output::Event(seq, event),
-            Effect::Notice(notice) => Output::Notice(notice),
-            Effect::Reply(id, result) => Output::Reply(id, result),
-            Effect::Fetch(id, request) => Output::Fetch(id, request),
-            Effect::FetchMore(id) => Output::FetchMore(id),
-            Effect::StopFetch(id) => Output::StopFetch(id),
-        })
-    }
-
-    /// A frame for the wire; `None` if its connection is gone.
-    fn seal(&mut self, generation: u64, payload: &[u8], wire: &mut Vec<u8>) -> Option<()> {
-        match self.link.seal(generation, payload, wire) {
-            Ok(true) => {
-                self.cx.stats.frames_out += 1;
-                Some(())
-            }
-            Ok(false) => None,
-            Err(why) => {
-                self.link.cut(&mut self.cx, Again::Later, why);
-                None
-            }
         }
     }
 

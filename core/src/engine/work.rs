@@ -157,7 +157,7 @@ impl WorkQueue {
     pub(super) fn abandon(&mut self) -> Vec<CommandId> {
         let asked = |(work, _): &(Work, usize)| match work {
             Work::Accept(command, _) => *command,
-            Work::Sync(SyncWork::Change(command, _)) => Some(*command),
+            Work::Sync(SyncWork::Change(command, ..)) => Some(*command),
             _ => None,
         };
         let commands = self.queue.iter().filter_map(asked).collect();

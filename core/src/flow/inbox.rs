@@ -39,6 +39,11 @@ impl Inbox {
         takes
     }
 
+    /// Whether everything up to `upto` was shown.
+    pub(crate) fn has_shown(&self, upto: EventSeq) -> bool {
+        upto <= self.shown
+    }
+
     fn has_room(&self, window: u32) -> bool {
         u64::try_from(self.out.len()).is_ok_and(|out| out < u64::from(window))
     }
@@ -169,7 +174,7 @@ pub(crate) fn scan_from(cx: &mut Context) -> Option<Key> {
 
 /// The consumer has everything up to `upto`.
 pub(crate) fn acknowledge(cx: &mut Context, upto: EventSeq) -> Result<(), CommandError> {
-    if upto > cx.inbox.shown {
+    if !cx.inbox.has_shown(upto) {
         return Err(CommandError::Invalid(
             "an event that was not shown cannot be acknowledged",
         ));

@@ -141,7 +141,11 @@ impl Retries {
         };
         let mut keys = Vec::new();
         if sends.pending(&id).is_none() {
-            keys.push(Key::Sent(id.clone()));
+            let sent = Key::Sent(id.clone());
+            if cx.rows.knows(&sent) && cx.rows.get(&sent).is_none() {
+                keys.push(Key::Mailbox(id.clone()));
+            }
+            keys.push(sent);
         }
         keys.extend(receive::address_needs(&device));
         if keys.iter().any(|key| !cx.rows.knows(key)) {
@@ -335,11 +339,18 @@ fn request(stanza: &Node) -> Option<(MessageId, Jid)> {
     (device.is_user() && usable).then_some((id, device))
 }
 
-/// The message asked for, and where it went.
+/// The message asked for, and where it went. One that a database has forgotten to have been sent is in the mailbox again,
+/// and may have to wait there for room: the device that asks now asks no more when it is sent as if for the first time.
 fn original(cx: &mut Context, sends: &Sends, id: &MessageId) -> Option<(Outbound, Option<Jid>)> {
     let row = match sends.pending(id) {
         Some(row) => row.clone(),
-        None => cx.read::<Outbound>(&Key::Sent(id.clone()))?,
+        None => match cx.read::<Outbound>(&Key::Sent(id.clone())) {
+            Some(row) => row,
+            None => {
+                let record = cx.rows.get(&Key::Mailbox(id.clone()))?;
+                send::requested(id, record)?
+            }
+        },
     };
     let to = row.to.as_deref().and_then(|to| to.parse().ok());
     Some((row, to))

@@ -533,6 +533,9 @@ pub struct HistoryJob {
     /// The phone was asked to upload the file again. That is asked once.
     #[prost(bool, optional, tag = "8")]
     pub reupload: ::core::option::Option<bool>,
+    /// It has not answered that yet: who comes next asks once more.
+    #[prost(bool, optional, tag = "9")]
+    pub unanswered: ::core::option::Option<bool>,
 }
 /// A setting in an event.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -1,6 +1,6 @@
 //! Limits that a conversation does not reach by itself, tried at themselves and beside them.
 
-use super::properties::{Move, World};
+use super::properties::{Move, Parts, World};
 use super::ratchet::{ChainKey, Secret};
 use super::state::{ReceiverChain, Skipped};
 use super::*;
@@ -55,16 +55,9 @@ fn the_jump_of_an_own_device_ends_at_its_limit() {
         world.play(Move::Send(0));
         let sent = world.network.pop().unwrap().sent;
         assert_eq!(peek_counter(sent.kind, &sent.bytes).unwrap().1, ahead);
-        let properties::Device {
-            record,
-            identity,
-            rng,
-            ..
-        } = &mut world.devices[1];
-        let local = LocalIdentity {
-            key_pair: identity,
-            registration_id: 9,
-        };
+        let Parts {
+            record, local, rng, ..
+        } = world.devices[1].parts();
         let before = record.encode();
         let far = decrypt(record, &local, &sent.bytes, rng);
         assert_eq!(far, Err(DecryptError::TooFarAhead), "for anybody else");

@@ -472,3 +472,68 @@ fn commit(
     state.pending = None;
     Ok(opened.plaintext)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::properties::{Move, Parts, World};
+    use super::*;
+    use crate::crypto::KeyError;
+
+    /// What is asked for in a retry receipt is decided by this: the answer of the session that got furthest with the
+    /// message, however many others there are.
+    #[test]
+    fn of_several_sessions_the_one_that_says_most_is_heard() {
+        let most_first = [
+            DecryptError::Duplicate,
+            DecryptError::TooFarAhead,
+            DecryptError::BadMac,
+            DecryptError::InvalidKey(KeyError::LowOrder),
+            DecryptError::InvalidMessage,
+            DecryptError::InvalidSession,
+        ];
+        for (at, says_more) in most_first.into_iter().enumerate() {
+            assert_eq!(worse(None, says_more), says_more);
+            for says_less in most_first.into_iter().skip(at) {
+                assert_eq!(worse(Some(says_more), says_less), says_more);
+                assert_eq!(worse(Some(says_less), says_more), says_more);
+            }
+        }
+        // Of two that say as much, the newer session was asked first.
+        let equal = [DecryptError::NoSession, DecryptError::InvalidMessage];
+        assert_eq!(worse(Some(equal[0]), equal[1]), equal[0]);
+    }
+
+    /// The codes of chapter 05.15.
+    #[test]
+    fn reasons_for_a_retry() {
+        let reasons = [
+            DecryptError::NoSession,
+            DecryptError::InvalidKey(KeyError::LowOrder),
+            DecryptError::InvalidKeyId,
+            DecryptError::InvalidMessage,
+            DecryptError::InvalidSignature,
+            DecryptError::TooFarAhead,
+            DecryptError::BadMac,
+            DecryptError::InvalidSession,
+        ]
+        .map(|error| error.retry_reason());
+        assert_eq!(reasons, [1, 2, 3, 4, 5, 6, 7, 8].map(Some));
+        assert_eq!(DecryptError::Duplicate.retry_reason(), None);
+    }
+
+    #[test]
+    fn a_key_that_is_none_is_called_so() {
+        let mut world = World::new([10; 32]);
+        world.converge();
+        world.play(Move::Send(0));
+        let mut message = world.network.pop().unwrap().sent.bytes;
+        // Version, field 1, 33 bytes, and the type of the ratchet key.
+        assert_eq!(message[..4], [0x33, 0x0a, 33, 5]);
+        message[3] = 6;
+        let Parts {
+            record, local, rng, ..
+        } = world.devices[1].parts();
+        let error = decrypt(record, &local, &message, rng).unwrap_err();
+        assert!(matches!(error, DecryptError::InvalidKey(_)), "{error:?}");
+    }
+}

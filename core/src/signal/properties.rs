@@ -35,9 +35,8 @@ proptest! {
         let mut world = World::new([1; 32]);
         world.play(Move::Send(0));
         world.deliver_everything();
-        let Device { record, identity, rng, .. } = &mut world.devices[1];
+        let Parts { record, local, rng, .. } = world.devices[1].parts();
         let before = record.encode();
-        let local = LocalIdentity { key_pair: identity, registration_id: 1 };
         prop_assert!(decrypt(record, &local, &bytes, rng).is_err());
         prop_assert_eq!(record.encode(), before);
     }
@@ -54,8 +53,7 @@ proptest! {
         bytes[at] = byte;
         bytes.truncate(cut.index(bytes.len() * 4).min(bytes.len()));
         if let Ok(mut record) = SessionRecord::decode(&bytes) {
-            let Device { identity, rng, .. } = &mut world.devices[1];
-            let local = LocalIdentity { key_pair: identity, registration_id: 1 };
+            let Parts { local, rng, .. } = world.devices[1].parts();
             let _ = decrypt(&mut record, &local, &world.network[0].sent.bytes, rng);
             let _ = encrypt(&mut record, &local, b"text");
             prop_assert!(SessionRecord::decode(&record.encode()).is_ok());
@@ -119,18 +117,13 @@ fn devices_of_our_own_may_be_further_ahead() {
     }
     let far = world.network.pop().unwrap();
     let message = PreKeyMessage::parse(&far.sent.bytes).unwrap();
-    let Device {
+    let Parts {
         record,
-        identity,
+        local,
         signed_pre_key,
         one_time,
         rng,
-        ..
-    } = &mut world.devices[1];
-    let local = LocalIdentity {
-        key_pair: identity,
-        registration_id: 1,
-    };
+    } = world.devices[1].parts();
     let key = message.pre_key_id.and_then(|id| one_time.get(&id));
     let plaintext = decrypt_pre_key_within(
         Limits::OWN_DEVICE,
@@ -166,11 +159,7 @@ fn five_chains_are_kept() {
             world.deliver_everything();
         }
         let mut copy = world.devices[1].record.clone();
-        let Device { identity, rng, .. } = &mut world.devices[1];
-        let local = LocalIdentity {
-            key_pair: identity,
-            registration_id: 1,
-        };
+        let Parts { local, rng, .. } = world.devices[1].parts();
         let result = match straggler.sent.kind {
             CiphertextKind::Message => decrypt(&mut copy, &local, &straggler.sent.bytes, rng),
             CiphertextKind::PreKey => {
@@ -182,29 +171,46 @@ fn five_chains_are_kept() {
     }
 }
 
+/// What is known is asked of one session alone, which is what makes repetitions cheap.
+#[test]
+fn a_session_knows_the_ratchet_keys_that_it_has_met() {
+    let mut world = World::new([13; 32]);
+    world.converge();
+    world.play(Move::Send(0));
+    let ratchet = |world: &World| {
+        let (key, _) =
+            peek_counter(world.network[0].sent.kind, &world.network[0].sent.bytes).unwrap();
+        key
+    };
+    let knows = |world: &World, key| {
+        let state = world.devices[1].record.current.as_ref().unwrap();
+        state.knows_ratchet(&key)
+    };
+    let new = ratchet(&world);
+    assert!(!knows(&world, new));
+    world.deliver_everything();
+    assert!(knows(&world, new));
+    assert!(!knows(&world, world.devices[1].identity.public));
+}
+
 #[test]
 fn a_pre_key_that_is_not_there_is_named() {
     let mut world = World::new([6; 32]);
     world.play(Move::Send(0));
     let message = world.network.pop().unwrap();
     let parsed = PreKeyMessage::parse(&message.sent.bytes).unwrap();
-    let Device {
+    let Parts {
         record,
-        identity,
+        local,
         signed_pre_key,
         one_time,
         rng,
-        ..
-    } = &mut world.devices[1];
-    let local = LocalIdentity {
-        key_pair: identity,
-        registration_id: 1,
-    };
+    } = world.devices[1].parts();
     let one_time = &one_time[&parsed.pre_key_id.unwrap()];
     let missing = [
         (None, None),
         (None, Some(one_time)),
-        (Some(&*signed_pre_key), None),
+        (Some(signed_pre_key), None),
     ];
     for (signed, one_time) in missing {
         let result = decrypt_pre_key(record, &local, &parsed, signed, one_time, rng);
@@ -232,16 +238,9 @@ fn a_known_session_cannot_change_its_identity() {
     let message = world.network.pop().unwrap();
     let mut parsed = PreKeyMessage::parse(&message.sent.bytes).unwrap();
     let genuine = parsed.identity_key;
-    let Device {
-        record,
-        identity,
-        rng,
-        ..
-    } = &mut world.devices[1];
-    let local = LocalIdentity {
-        key_pair: identity,
-        registration_id: 1,
-    };
+    let Parts {
+        record, local, rng, ..
+    } = world.devices[1].parts();
     parsed.identity_key = KeyPair::generate(rng).public;
     assert_eq!(
         decrypt_pre_key(record, &local, &parsed, None, None, rng),
@@ -262,7 +261,9 @@ fn a_new_identity_of_ours_makes_sessions_unusable() {
     world.play(Move::Send(1));
     let message = world.network.pop().unwrap();
     let device = &mut world.devices[0];
+    assert!(device.record.is_usable_by(&device.identity.public));
     device.identity = KeyPair::generate(&mut device.rng);
+    assert!(device.record.is_usable() && !device.record.is_usable_by(&device.identity.public));
     let local = LocalIdentity {
         key_pair: &device.identity,
         registration_id: 1,
@@ -318,6 +319,15 @@ pub(super) struct Device {
     pub(super) rng: Rng,
     /// Ratchet turns so far: a message overtaken by five may be lost for good.
     turns: usize,
+}
+
+/// A device taken apart, as the functions of this module take it.
+pub(super) struct Parts<'a> {
+    pub(super) record: &'a mut SessionRecord,
+    pub(super) local: LocalIdentity<'a>,
+    signed_pre_key: &'a KeyPair,
+    one_time: &'a BTreeMap<u32, KeyPair>,
+    pub(super) rng: &'a mut Rng,
 }
 
 #[derive(Clone, Debug)]
@@ -421,22 +431,10 @@ impl World {
             pre_key: key.as_ref().map(|key| (id, key.public)),
         };
         one_time.extend(key.map(|key| (id, key)));
-        let Device {
-            record,
-            identity,
-            rng,
-            ..
-        } = &mut self.devices[by];
-        initiate(
-            record,
-            &LocalIdentity {
-                key_pair: identity,
-                registration_id: 9,
-            },
-            &bundle,
-            rng,
-        )
-        .unwrap();
+        let Parts {
+            record, local, rng, ..
+        } = self.devices[by].parts();
+        initiate(record, &local, &bundle, rng).unwrap();
     }
 
     fn send(&mut self, by: usize) {
@@ -446,13 +444,7 @@ impl World {
         self.written += 1;
         let plaintext = format!("message {}", self.written).into_bytes();
         let turns = self.devices[1 - by].turns;
-        let Device {
-            record, identity, ..
-        } = &mut self.devices[by];
-        let local = LocalIdentity {
-            key_pair: identity,
-            registration_id: 9,
-        };
+        let Parts { record, local, .. } = self.devices[by].parts();
         let sent = encrypt(record, &local, &plaintext).unwrap();
         let pair = peek_counter(sent.kind, &sent.bytes).unwrap();
         assert!(self.used.insert(pair), "a key was used for two plaintexts");
@@ -534,6 +526,19 @@ impl World {
 }
 
 impl Device {
+    pub(super) fn parts(&mut self) -> Parts<'_> {
+        Parts {
+            record: &mut self.record,
+            local: LocalIdentity {
+                key_pair: &self.identity,
+                registration_id: 9,
+            },
+            signed_pre_key: &self.signed_pre_key,
+            one_time: &self.one_time,
+            rng: &mut self.rng,
+        }
+    }
+
     /// As an engine does it: parse, look up, decrypt, delete the one-time key.
     pub(super) fn decrypt(&mut self, sent: &Ciphertext) -> Result<Vec<u8>, DecryptError> {
         let local = LocalIdentity {

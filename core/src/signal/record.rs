@@ -497,3 +497,44 @@ pub(super) fn secret(field: Field<'_>) -> Result<Secret, RecordError> {
 fn exactly<const N: usize>(bytes: &[u8]) -> Result<[u8; N], RecordError> {
     bytes.try_into().map_err(|_| RecordError::Key)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::properties::World;
+    use super::*;
+
+    /// A later version may write fields that this one does not know; they mean nothing to it.
+    #[test]
+    fn fields_that_nobody_knows_mean_nothing() {
+        let mut world = World::new([11; 32]);
+        world.converge();
+        let record = &world.devices[0].record;
+        let sender = record.current.as_ref().unwrap().sender.as_ref().unwrap();
+        let mut bytes = Vec::new();
+        wire::put_bytes(&mut bytes, 1, &sender.ratchet.public.serialize());
+        wire::put_bytes(&mut bytes, 2, sender.ratchet.private.to_bytes().as_slice());
+        encode_chain_key(&sender.chain, 3, &mut bytes);
+        wire::put_uint32(&mut bytes, BURN - 1, 77);
+        let read = decode_sender_chain(&bytes).unwrap().unwrap();
+        assert_eq!(read.burn, 0);
+        assert_eq!(read.chain.index, sender.chain.index);
+    }
+
+    #[test]
+    fn a_chain_without_a_key_is_closed() {
+        for bytes in [&[][..], &[0x08, 7], &[0x08, 7, 0x12, 0]] {
+            assert!(decode_chain_key(bytes).unwrap().is_none(), "{bytes:?}");
+        }
+        assert!(decode_chain_key(&[0x12, 1, 9]).is_err(), "too short");
+    }
+
+    #[test]
+    fn a_session_that_is_not_in_the_archive_does_not_come_out_of_it() {
+        let mut world = World::new([12; 32]);
+        world.converge();
+        let record = &mut world.devices[0].record;
+        let before = record.encode();
+        record.promote(record.archived.len());
+        assert_eq!(record.encode(), before);
+    }
+}

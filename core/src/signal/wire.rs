@@ -159,6 +159,8 @@ mod tests {
         bytes: Vec<Vec<u8>>,
         #[prost(fixed64, optional, tag = "5")]
         fixed: Option<u64>,
+        #[prost(fixed32, optional, tag = "6")]
+        short: Option<u32>,
     }
 
     fn read(message: &[u8]) -> Result<Peer, Malformed> {
@@ -175,10 +177,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reads_and_writes_as_the_generator(number: u32, bytes: Vec<Vec<u8>>, fixed: Option<u64>) {
+        fn reads_and_writes_as_the_generator(
+            number: u32,
+            bytes: Vec<Vec<u8>>,
+            fixed: Option<u64>,
+            short: Option<u32>,
+        ) {
             use prost::Message as _;
-            let peer = Peer { number: Some(number), bytes, fixed };
-            let plain = Peer { fixed: None, ..peer.clone() };
+            let peer = Peer { number: Some(number), bytes, fixed, short };
+            let plain = Peer { fixed: None, short: None, ..peer.clone() };
             prop_assert_eq!(read(&peer.encode_to_vec()).unwrap(), plain.clone());
 
             let mut out = Vec::new();
@@ -197,6 +204,11 @@ mod tests {
 
     #[test]
     fn lengths_at_the_edges() {
+        let most = [&[0x08][..], &[0xff; 9], &[1]].concat();
+        assert_eq!(
+            Fields::new(&most).next(),
+            Some(Ok((1, Field::Varint(u64::MAX))))
+        );
         for value in [0, 127, 128, 16383, 16384, u32::MAX] {
             let mut out = Vec::new();
             put_uint32(&mut out, 3, value);

@@ -7,7 +7,7 @@ use baton_core::crypto::{AesGcm, hkdf_sha256};
 use baton_core::proto::e2e;
 use baton_core::wire::node::Node;
 use prost::Message as _;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Longest content of an announcement.
 const INLINE_BYTES: usize = 60 << 10;
@@ -20,6 +20,9 @@ pub(super) struct Handover {
     waiting: Option<String>,
     /// The last one, to be made again.
     last: Option<(Chunk, e2e::HistorySyncNotification)>,
+    /// What was announced of files, by the messages in which it was: a phone can upload each again. A companion whose
+    /// database was put back asks for what it has long had, and one that was told twice may ask for either.
+    files: BTreeMap<String, e2e::HistorySyncNotification>,
 }
 
 impl Service {
@@ -104,10 +107,16 @@ impl Service {
     ) -> Option<String> {
         let content = e2e::ProtocolMessage {
             r#type: Some(e2e::protocol_message::Type::HistorySyncNotification.into()),
-            history_sync_notification: Some(notification),
+            history_sync_notification: Some(notification.clone()),
             ..Default::default()
         };
         let id = self.phone_tells(device, content, now)?;
+        if notification.direct_path.is_some()
+            && let Some(account) = self.accounts.get_mut(&device.phone)
+        {
+            let handover = account.phone.handovers.entry(device.device).or_default();
+            handover.files.insert(id.clone(), notification);
+        }
         self.books.histories_mut().push(HistoryLog {
             to: device.clone(),
             id: id.clone(),
@@ -124,9 +133,7 @@ impl Service {
             .accounts
             .get(&from.phone)
             .and_then(|account| account.phone.handovers.get(&from.device));
-        let Some((_, notification)) = handover
-            .filter(|handover| handover.waiting.as_deref() == Some(id))
-            .and_then(|handover| handover.last.clone())
+        let Some(notification) = handover.and_then(|handover| handover.files.get(id).cloned())
         else {
             return self.anomaly(from, format!("no file was announced by {id}"), now);
         };

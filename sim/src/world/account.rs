@@ -40,6 +40,13 @@ const WATCH: Micros = Micros::from_secs(1);
 /// Between two looks into a mailbox with something in it.
 const LOOK: Micros = Micros::from_millis(250);
 
+/// How long a driver stays away from an account that another connection has replaced, least and most: hosts do half a
+/// minute, which would be most of a small world.
+const AWAY: (u64, u64) = (2_000_000, 6_000_000);
+
+/// Between two tries of a consumer to acknowledge something.
+const INSISTS: Micros = Micros::from_millis(100);
+
 /// Whose only work it is to notice that others have died.
 const WATCHER: Incarnation = Incarnation(u64::MAX);
 
@@ -140,6 +147,8 @@ pub struct Account {
     /// What engines said about how settings and history are getting on.
     pub progress: Vec<String>,
     pub(crate) acknowledged: EventSeq,
+    /// What its engine was told to forget, and has not answered.
+    acknowledging: BTreeMap<CommandId, EventSeq>,
     pub(crate) last_shown: Option<EventSeq>,
     /// Inputs of the present life, for the replay.
     pub(crate) recording: Vec<(Recorded, Now)>,
@@ -253,6 +262,7 @@ impl Account {
             places: Places::default(),
             progress: Vec::new(),
             acknowledged: EventSeq(0),
+            acknowledging: BTreeMap::new(),
             last_shown: None,
             recording: Vec::new(),
             birth: None,
@@ -294,6 +304,7 @@ impl Account {
         self.online = false;
         self.committing = false;
         self.sealed.clear();
+        self.acknowledging.clear();
         // The consumer starts over with the next process: it is shown again what it has not acknowledged.
         self.last_shown = None;
         self.conn.take()
@@ -783,6 +794,9 @@ impl World {
                     });
                 }
                 let id = CommandId(this.commands);
+                if let Command::Acknowledge(seq) = command {
+                    this.acknowledging.insert(id, seq);
+                }
                 self.watch_command(account, id, &command);
                 if loses && id.0.is_multiple_of(16) {
                     return;
@@ -953,10 +967,29 @@ impl World {
                     if self.has(Bug::ShownTwice) && seq.0.is_multiple_of(16) {
                         self.show(account, seq, event.clone());
                     }
+                    if self.has(Bug::EventsMixed) && seq.0.is_multiple_of(4) {
+                        self.mix(account, seq, &event);
+                    }
                     self.show(account, seq, event);
                 }
                 Output::Notice(notice) => self.notice(account, notice),
                 Output::Reply(id, result) => {
+                    let seq = this.acknowledging.remove(&id);
+                    // As drivers do it: an acknowledgement is given until it is taken.
+                    if let (Some(seq), Err(CommandError::Busy | CommandError::Unknown)) =
+                        (seq, &result)
+                    {
+                        let input = ToEngine::Command(Command::Acknowledge(seq));
+                        self.later(
+                            INSISTS,
+                            Happening::Engine {
+                                account,
+                                life,
+                                input,
+                            },
+                        );
+                    }
+                    let this = &mut self.accounts[account];
                     let mut asked = this.asked_changes.iter_mut();
                     match asked.find(|asked| asked.life == life && asked.id == id) {
                         Some(asked) => asked.result = Some(result),
@@ -974,16 +1007,22 @@ impl World {
                     // One that was told to stop makes room for another process, however long it took over it.
                     let again = reason.is_retryable()
                         || matches!(reason, StopReason::Fenced(_) | StopReason::Shutdown);
+                    let replaced = reason == StopReason::Replaced;
                     this.stops.push(reason);
                     self.cover.life(engine.stats());
                     let conn = this.kill();
                     if let Some(conn) = conn {
                         self.hang_up(conn);
                     }
-                    if again {
-                        let pause = self.draw(Stream::Pause, account, (1_000, 300_000));
-                        self.later(pause, Happening::Start { account });
-                    }
+                    // Nobody else has the term, so drivers come back by themselves, whenever and whyever it was said: by a
+                    // former connection of the account's own, too, if its last bytes arrive late.
+                    let pause = match (again, replaced) {
+                        (true, _) => (1_000, 300_000),
+                        (false, true) => AWAY,
+                        (false, false) => return,
+                    };
+                    let pause = self.draw(Stream::Pause, account, pause);
+                    self.later(pause, Happening::Start { account });
                     return;
                 }
             }

@@ -82,6 +82,8 @@ bugs! {
     ForgetsChats,
     /// Identities of others are not kept.
     ForgetsIdentities,
+    /// What of a past is still to be fetched is not kept.
+    ForgetsHistory,
     /// Events that were acknowledged are not deleted.
     KeepsEvents,
     /// Sends that the service has are not deleted.
@@ -197,6 +199,8 @@ bugs! {
     RetriedAsNew,
     /// The consumer is shown an event twice (avoylenko/wwebjs-api#68).
     ShownTwice,
+    /// Now and then an event is shown to the consumer of another account as well (one callback for all).
+    EventsMixed,
     /// What came from the offline queue is taken for history, and not shown (rmyndharis/OpenWA#1662).
     OfflineSkipped,
     /// After a connection has ended, events are not passed on until the next start (devlikeapro/waha#2151).

@@ -577,6 +577,7 @@ impl World {
                     format!("loses account {account}, connection {which}")
                 });
                 self.mark(|recorder| recorder.hangs_up(conn));
+                self.note(&[b"hangs up", &conn.0.to_le_bytes()]);
                 self.service.disconnect(conn, self.service_now());
             }
             Happening::Store {

@@ -342,3 +342,20 @@ impl World {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::Options;
+
+    /// No mistake that is put back makes an engine say so much at once: what no limit of its own holds.
+    #[test]
+    fn too_many_outputs_behind_one_input_are_found() {
+        let mut world = World::new(Options::default());
+        world.watch_output(0, &Output::Close, MOST_OUTPUTS);
+        assert!(world.accounts[0].complaints.is_empty());
+        world.watch_output(0, &Output::Close, MOST_OUTPUTS + 1);
+        let words = world.accounts[0].complaints.concat();
+        assert!(words.contains("limit-outputs"), "{words}");
+    }
+}

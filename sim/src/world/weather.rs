@@ -566,7 +566,6 @@ impl World {
                     conflict,
                 };
                 self.order(index, fault);
-                self.later(Micros(lasts + 2 * SECOND), Happening::Start { account });
             }
             Kind::Restream | Kind::Unavailable => {
                 let code = Some(if kind == Kind::Restream { 515 } else { 503 });

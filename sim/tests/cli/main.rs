@@ -66,6 +66,16 @@ fn run_counts_and_says_how_fast() {
     said.has(" seeds a minute on ");
 }
 
+/// The batch of both tiers that every change has to pass; docs/simulation.md has the long ones.
+#[test]
+fn batches_of_both_tiers_pass() {
+    for (tier, seeds) in [("a", 5000), ("b", 200)] {
+        let said = sim(&["run", "--tier", tier, "--seeds", &seeds.to_string()]);
+        assert!(said.good, "{}", said.out);
+        assert_eq!(said.last(), format!("{seeds} passed, 0 failed"));
+    }
+}
+
 /// A plan is a file that says what the seed says, and it can be cut short.
 #[test]
 fn a_plan_is_replayed() {

@@ -384,6 +384,56 @@ fn a_bad_chunk_is_given_up() {
     }
 }
 
+/// What the phone was asked to upload again.
+fn asks(rig: &Rig) -> Vec<Node> {
+    let is = |node: &&Node| node.tag() == "receipt" && node.get_str("type") == Some("server-error");
+    rig.said.nodes.iter().filter(is).cloned().collect()
+}
+
+/// The phone's answer to that.
+fn uploaded(rig: &Rig, id: &str, path: &str, result: i32) -> Node {
+    let key = hkdf_sha256::<32>(&[], &[9; 32], b"WhatsApp Media Retry Notification");
+    let told = e2e::MediaRetryNotification {
+        stanza_id: Some(id.into()),
+        direct_path: Some(path.into()),
+        result: Some(result),
+        message_secret: None,
+    };
+    let mut sealed = told.encode_to_vec();
+    AesGcm::new(&key).seal(&[3; 12], id.as_bytes(), &mut sealed);
+    let phone = rig.device().lid.expect("linked").parse::<Jid>();
+    let phone = phone.expect("a LID").bare();
+    Node::new("notification")
+        .attr("id", id)
+        .attr("type", "mediaretry")
+        .attr("from", phone.clone())
+        .child(Node::new("rmr").attr("jid", phone).attr("from_me", "true"))
+        .child(
+            Node::new("encrypt")
+                .child(Node::new("enc_p").bytes(sealed))
+                .child(Node::new("enc_iv").bytes(vec![3; 12])),
+        )
+}
+
+/// Announces a chunk of which the file is gone; returns the file.
+fn announce_what_is_gone(rig: &mut Rig) -> Vec<u8> {
+    let phone = phone(rig);
+    let notification = offer(rig, &zlib(&history(2, 10, 100).encode_to_vec()));
+    let path = notification.direct_path.clone().expect("a path");
+    let file = rig.files.borrow_mut().remove(&path).expect("the file");
+    announce(rig, phone, &notification, "h1");
+    file
+}
+
+/// The next host, on what is in the store.
+fn next_owner(rig: &Rig, seed: u8) -> Rig {
+    let store = rig.store.copy(|| Micros(3_000_000 * SECOND));
+    crate::rig::bury(&store);
+    let mut next = Rig::with(store, rig.account.clone(), seed, |_| {});
+    next.files = rig.files.clone();
+    next
+}
+
 /// A file that cannot be had: the phone is asked to upload it again, and says where it is then. It is asked once.
 #[test]
 fn a_file_that_is_gone_is_uploaded_again() {
@@ -396,12 +446,6 @@ fn a_file_that_is_gone_is_uploaded_again() {
         let file = rig.files.borrow_mut().remove(&path).expect("the file");
         announce(&mut rig, phone, &notification, "h1");
         rig.pass(60 * SECOND);
-        let asks = |rig: &Rig| -> Vec<Node> {
-            let is = |node: &&Node| {
-                node.tag() == "receipt" && node.get_str("type") == Some("server-error")
-            };
-            rig.said.nodes.iter().filter(is).cloned().collect()
-        };
         let asked = asks(&rig);
         assert_eq!(asked.len(), 1, "{:?}", rig.engine.stats().sync);
         assert_eq!(asked[0].get_str("category"), Some("peer"));
@@ -430,23 +474,7 @@ fn a_file_that_is_gone_is_uploaded_again() {
         assert_eq!(asks(&rig).len(), 2);
         if let Some(result) = answer {
             rig.files.borrow_mut().insert("/again".into(), file);
-            let told = e2e::MediaRetryNotification {
-                stanza_id: Some("h1".into()),
-                direct_path: Some("/again".into()),
-                result: Some(result),
-                message_secret: None,
-            };
-            let mut sealed = told.encode_to_vec();
-            cipher.seal(&[3; 12], b"h1", &mut sealed);
-            let encrypt = Node::new("encrypt")
-                .child(Node::new("enc_p").bytes(sealed))
-                .child(Node::new("enc_iv").bytes(vec![3; 12]));
-            let notification = Node::new("notification")
-                .attr("id", "h1")
-                .attr("type", "mediaretry")
-                .attr("from", &rig.peers[phone].jid)
-                .child(rmr.clone())
-                .child(encrypt);
+            let notification = uploaded(&rig, "h1", "/again", result);
             rig.say(&notification);
         }
         rig.pass(660 * SECOND);
@@ -464,6 +492,96 @@ fn a_file_that_is_gone_is_uploaded_again() {
         }
         assert_eq!(asks(&rig).len(), 2);
     }
+}
+
+/// Files come from other hosts than stanzas: that one is gone may become known while there is no connection on which the
+/// phone could be asked. It is asked on the next one, however late that is. Found by tier A (seed 65793 and eight others):
+/// the chunk was given up for good.
+#[test]
+fn a_file_that_is_found_to_be_gone_without_a_connection_is_asked_for_on_the_next() {
+    for (n, away) in [60, 1_200].into_iter().enumerate() {
+        let mut rig = Rig::online(20);
+        let file = announce_what_is_gone(&mut rig);
+        rig.honest = false;
+        rig.hang_up();
+        rig.pass(away * SECOND);
+        assert_eq!(asks(&rig).len(), 0, "nobody is there");
+        assert_eq!(shown(&mut rig), (vec![], vec![]), "given up");
+        rig.honest = true;
+        rig.pass(400 * SECOND);
+        assert_eq!(asks(&rig).len(), 1);
+        // Nor is it the phone's fault if the answer cannot come for long.
+        rig.honest = false;
+        rig.hang_up();
+        rig.pass(1_200 * SECOND);
+        assert_eq!(shown(&mut rig), (vec![], vec![]), "given up");
+        rig.honest = true;
+        rig.pass(400 * SECOND);
+        rig.files.borrow_mut().insert("/again".into(), file);
+        let answer = uploaded(&rig, "h1", "/again", 1);
+        rig.say(&answer);
+        rig.pass(SECOND);
+        assert_eq!(shown(&mut rig), (expected(2, 10), vec![None]), "{n}");
+    }
+}
+
+/// The host dies between question and answer: what the phone has answered may have gone with it. The next owner asks
+/// again; it does not try the old path, which would be gone still, and give the chunk up.
+#[test]
+fn the_next_owner_asks_again_for_a_file_that_was_not_uploaded_yet() {
+    let mut rig = Rig::online(21);
+    let file = announce_what_is_gone(&mut rig);
+    rig.pass(60 * SECOND);
+    assert_eq!(asks(&rig).len(), 1);
+    let mut next = next_owner(&rig, 22);
+    next.give(baton_core::engine::Input::Tick);
+    next.pass(100 * SECOND);
+    assert_eq!(asks(&next).len(), 1);
+    assert_eq!(next.engine.stats().sync.failed_fetches, 0);
+    next.files.borrow_mut().insert("/again".into(), file);
+    let answer = uploaded(&next, "h1", "/again", 1);
+    next.hold = true;
+    next.say(&answer);
+    next.commit(1);
+    assert_eq!(shown(&mut next).1, [], "not taken in yet");
+    // It has answered: whoever comes then finds the new path.
+    let mut third = next_owner(&next, 23);
+    third.give(baton_core::engine::Input::Tick);
+    third.pass(100 * SECOND);
+    next.hold = false;
+    next.commit(100);
+    assert_eq!(asks(&third).len(), 0);
+    for rig in [&mut next, &mut third] {
+        let (ids, ends) = shown(rig);
+        assert_eq!((ids, ends), (expected(2, 10), vec![None]));
+    }
+}
+
+/// A service that ends the connection whenever the phone is asked is not asked without end.
+#[test]
+fn a_service_that_hangs_up_on_every_request_for_a_file_is_not_asked_for_ever() {
+    let mut rig = Rig::online(24);
+    announce_what_is_gone(&mut rig);
+    let mut asked = 0;
+    for _ in 0..300 {
+        rig.pass(SECOND * 10);
+        let now = asks(&rig).len();
+        if now > asked {
+            asked = now;
+            rig.hang_up();
+        }
+    }
+    assert_eq!(asked, 8);
+    let (ids, ends) = shown(&mut rig);
+    assert!(ids.is_empty());
+    assert!(
+        matches!(&ends[..], [Some(why)] if why.contains("upload")),
+        "{ends:?}"
+    );
+    assert_eq!(
+        rig.row(Key::AppStateVersion("history/h1".into())),
+        Row::Absent
+    );
 }
 
 /// A chunk that inflates beyond every measure: given up, with what the limit costs and no more.

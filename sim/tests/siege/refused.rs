@@ -18,6 +18,8 @@ pub(crate) enum After {
     /// Online again, but not before so many seconds.
     NotBefore(u64),
     Stopped(StopReason),
+    /// The engine stops and does not fight for the connection; its driver comes back after a while.
+    Replaced,
     LoggedOut(u16),
 }
 
@@ -80,6 +82,10 @@ pub(crate) fn shown_the_door(
         After::NotBefore(least) => {
             assert!(back.is_some_and(|back| back >= *least), "{said}");
             assert_eq!(account.stops, [], "{said}");
+        }
+        After::Replaced => {
+            assert!(back.is_some_and(|back| back >= 2), "{said}");
+            assert_eq!(account.stops, [StopReason::Replaced], "{said}");
         }
         After::Stopped(reason) => {
             assert_eq!(account.stops, std::slice::from_ref(reason), "{said}");
@@ -195,18 +201,10 @@ fn every_error_of_a_stream() {
         (Some(516), None, After::LoggedOut(516)),
         (Some(401), None, After::Back(30)),
         (Some(401), Some("device_removed"), After::LoggedOut(401)),
-        (
-            Some(401),
-            Some("replaced"),
-            After::Stopped(StopReason::Replaced),
-        ),
-        (None, Some("replaced"), After::Stopped(StopReason::Replaced)),
-        (
-            None,
-            Some("something new"),
-            After::Stopped(StopReason::Replaced),
-        ),
-        (Some(409), None, After::Stopped(StopReason::Replaced)),
+        (Some(401), Some("replaced"), After::Replaced),
+        (None, Some("replaced"), After::Replaced),
+        (None, Some("something new"), After::Replaced),
+        (Some(409), None, After::Replaced),
         (Some(429), None, After::NotBefore(10)),
         (Some(500), None, After::Back(30)),
         (Some(503), None, After::Back(30)),

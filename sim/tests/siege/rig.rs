@@ -65,10 +65,12 @@ pub(crate) fn store() -> (MemoryStore, AccountId) {
     (store, account.clone())
 }
 
-/// A service of its own per seed: the key that devices trust, its own pair, its certificates. Made once, because the
-/// fuzzer asks for it with every input.
-fn identity(seed: u8) -> (PublicKey, KeyPair, Vec<u8>) {
-    static MADE: Mutex<BTreeMap<u8, (PublicKey, KeyPair, Vec<u8>)>> = Mutex::new(BTreeMap::new());
+/// Who a service is: the key that devices trust, its own pair, its certificates.
+type Identity = (PublicKey, KeyPair, Vec<u8>);
+
+/// One of its own per seed. Made once, because the fuzzer asks for it with every input.
+fn identity(seed: u8) -> Identity {
+    static MADE: Mutex<BTreeMap<u8, Identity>> = Mutex::new(BTreeMap::new());
     let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
     let make = || {
         let mut rng = Rng::from_seed([seed; 32]).fork("service");

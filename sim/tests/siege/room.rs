@@ -3,6 +3,7 @@
 use crate::malice::stranger;
 use crate::rig::{Rig, SECOND, ready, store};
 use baton_core::{
+    crypto::Rng,
     flow::{
         Command, CommandError, CommandId, Content, Event, Limits, Reply, SendRequest, Timing,
         mailbox_request,
@@ -433,4 +434,67 @@ fn rows_asked_for_ahead_end_at_their_limit() {
         let retries = rig.engine.stats().retries_asked;
         assert_eq!(retries, count as u64);
     }
+}
+
+/// A database forgets that a message was sent: the request is in the mailbox again, and waits there for room. Whoever
+/// asks for the message meanwhile gets it: the service would take the message, sent as if for the first time, for a
+/// repetition, and nobody asks twice for what is on its way. Found by tier A (seed 104778).
+#[test]
+fn a_message_that_waits_in_the_mailbox_is_sent_to_whom_asks_for_it_again() {
+    let mut rig = online(86, |limits| limits.outbox = n(1));
+    let [peer, other] = ["100000000000777", "100000000000778"].map(|lid| rig.peer(lid));
+    let [to, stranger] = [peer, other].map(|peer| rig.peers[peer].jid.clone());
+    rig.honest = false;
+    rig.command(Command::Send(text("first", &to, 1)));
+    let row = mailbox_request(&text("mail", &to, 3), 1);
+    let put = rig
+        .store
+        .enqueue(&rig.account, "mail".into(), row, UnixMillis(1));
+    ready(put).expect("room in the store");
+    rig.command(Command::CheckMailbox);
+    rig.pass(SECOND);
+    assert!(matches!(
+        rig.row(Key::Mailbox("mail".into())),
+        Row::Present(_)
+    ));
+    rig.look();
+
+    rig.honest = true;
+    let asks = |who: &Jid| {
+        let retry = Node::new("retry").attr("count", 1u64).attr("id", "mail");
+        Node::new("receipt")
+            .attr("id", "mail")
+            .attr("from", who)
+            .attr("type", "retry")
+            .child(retry)
+    };
+    let copies = |rig: &mut Rig| -> Vec<Node> {
+        let nodes = rig.look().nodes.into_iter();
+        nodes.filter(|node| node.tag() == "message").collect()
+    };
+    rig.say(&asks(&stranger));
+    assert_eq!(copies(&mut rig), [], "it was not for them");
+    rig.say(&asks(&to));
+    let sent = copies(&mut rig);
+    assert_eq!(sent.len(), 1);
+    assert_eq!(sent[0].get_str("id"), Some("mail"));
+    let mut rng = Rng::from_seed([1; 32]);
+    let message = rig.peers[peer].open(&sent[0], &mut rng);
+    assert_eq!(
+        message.and_then(|it| it.conversation).as_deref(),
+        Some("xxx")
+    );
+    // When there is room it takes its usual way.
+    rig.hang_up();
+    rig.pass(60 * SECOND);
+    rig.command(Command::CheckMailbox);
+    rig.pass(SECOND);
+    assert_eq!(rig.row(Key::Mailbox("mail".into())), Row::Absent);
+    let events = rig.look().events;
+    assert!(
+        events
+            .iter()
+            .any(|(_, event)| matches!(event, Event::Sent { id, .. } if id == "mail")),
+        "{events:?}"
+    );
 }

@@ -531,3 +531,5 @@ fn an_old_lease_is_no_news() {
     assert_eq!(acts[..2], [Action::Drop, Action::Build(lease(3))]);
     assert_eq!(state, State::Loading);
 }
+
+mod moments;

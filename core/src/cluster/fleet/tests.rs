@@ -62,6 +62,16 @@ struct Bench {
     epoch: u64,
     /// What the last renewal said about us.
     draining: bool,
+    /// What the next renewals say that we were given.
+    gifts: u64,
+    /// And what database they come from.
+    history: Seal,
+    /// Only joining and renewing is answered; the rest piles up here.
+    unanswered: Option<Vec<Call>>,
+    /// What claims are answered with, one after the other, before any is granted.
+    verdicts: VecDeque<Vec<Claim>>,
+    /// How often it looked for orphans.
+    looks: usize,
 }
 
 impl Bench {
@@ -84,6 +94,11 @@ impl Bench {
             drain: false,
             epoch: 1,
             draining: false,
+            gifts: 0,
+            history: Seal::default(),
+            unanswered: None,
+            verdicts: VecDeque::new(),
+            looks: 0,
         };
         bench.host(host::Input::Start);
         bench
@@ -99,6 +114,12 @@ impl Bench {
             match output {
                 Output::Call(call) => {
                     self.asked += 1;
+                    if let Some(calls) = &mut self.unanswered
+                        && !matches!(call.ask, Ask::Join { .. } | Ask::Beat(_))
+                    {
+                        calls.push(call);
+                        continue;
+                    }
                     let answer = self.answer(&call);
                     let answer = Input::Host(host::Input::Answer(call.id, answer));
                     self.fleet.handle(answer, self.now);
@@ -141,23 +162,31 @@ impl Bench {
                 });
                 Answer::Beaten(Beaten::Renewed(View {
                     hosts,
+                    gifts: self.gifts,
+                    history: self.history,
                     ..View::default()
                 }))
             }
-            Ask::Orphans { after, limit } => Answer::Orphans(
-                self.orphans
-                    .iter()
-                    .filter(|(account, _)| after.as_ref().is_none_or(|after| *account > after))
-                    .take(*limit as usize)
-                    .map(|(account, last)| Orphan {
-                        account: account.clone(),
-                        pin: None,
-                        last: *last,
-                    })
-                    .collect(),
-            ),
+            Ask::Orphans { after, limit } => {
+                self.looks += 1;
+                let orphans = self.orphans.iter();
+                Answer::Orphans(
+                    orphans
+                        .filter(|(account, _)| after.as_ref().is_none_or(|after| *account > after))
+                        .take(*limit as usize)
+                        .map(|(account, last)| Orphan {
+                            account: account.clone(),
+                            pin: None,
+                            last: *last,
+                        })
+                        .collect(),
+                )
+            }
             Ask::Claim(accounts) => {
                 self.claims.push((self.now, accounts.len()));
+                if let Some(verdicts) = self.verdicts.pop_front() {
+                    return Answer::Claimed(verdicts);
+                }
                 if self.lossy {
                     self.orphans
                         .retain(|account, _| !accounts.contains(account));
@@ -424,3 +453,6 @@ fn a_host_obeys_the_wish_that_it_be_drained() {
     assert!(!bench.draining);
     assert_eq!(bench.fleet.host().state(), State::Active);
 }
+
+mod answers;
+mod pace;

@@ -486,3 +486,5 @@ fn a_host_that_cannot_reach_the_service_gives_way_to_those_who_can() {
     let (bench, canary, _) = run(vec![other(7, HostState::Draining, 50, 50)]);
     assert_eq!((bench.host.state(), canary), (State::Active, false));
 }
+
+mod moments;

@@ -16,8 +16,8 @@ mod rows;
 mod stanza;
 
 pub(crate) use plan::has_session;
-pub(crate) use rows::mailbox_from;
 pub use rows::{SendStatus, mailbox_request, sent_status};
+pub(crate) use rows::{mailbox_from, requested};
 pub use stanza::message_id;
 pub(crate) use stanza::{device_sent, encrypt, stanza_type};
 
@@ -248,23 +248,7 @@ impl Sends {
             return Err(CommandError::NotLinked);
         }
         Self::check(&request)?;
-        let (content, decoded) = match request.content {
-            Content::Text(text) => {
-                let message = e2e::Message {
-                    conversation: Some(text),
-                    ..Default::default()
-                };
-                (message.encode_to_vec(), None)
-            }
-            Content::Message(bytes) => {
-                let decoded = e2e::Message::decode(bytes.clone())
-                    .map_err(|_| CommandError::Invalid("not a message"))?;
-                (bytes.to_vec(), Some(decoded))
-            }
-        };
-        if content.len() > CONTENT_BYTES {
-            return Err(CommandError::Invalid("the message is too large"));
-        }
+        let (content, decoded) = encoded(request.content)?;
         let id = match request.id {
             Some(id) => {
                 if self.jobs.contains_key(&id) || cx.rows.get(&Key::Sent(id.clone())).is_some() {
@@ -474,6 +458,28 @@ impl Sends {
 
 fn stanza_bytes(row: &Outbound) -> usize {
     row.stanza.as_ref().map_or(0, Vec::len)
+}
+
+/// A message as bytes; and as what it is, if it came as bytes.
+fn encoded(content: Content) -> Result<(Vec<u8>, Option<e2e::Message>), CommandError> {
+    let (content, decoded) = match content {
+        Content::Text(text) => {
+            let message = e2e::Message {
+                conversation: Some(text),
+                ..Default::default()
+            };
+            (message.encode_to_vec(), None)
+        }
+        Content::Message(bytes) => {
+            let decoded = e2e::Message::decode(bytes.clone())
+                .map_err(|_| CommandError::Invalid("not a message"))?;
+            (bytes.to_vec(), Some(decoded))
+        }
+    };
+    if content.len() > CONTENT_BYTES {
+        return Err(CommandError::Invalid("the message is too large"));
+    }
+    Ok((content, decoded))
 }
 
 /// Whether a row of the outbox says everything that is needed to go on with it.

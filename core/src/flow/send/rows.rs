@@ -43,6 +43,18 @@ pub(crate) fn mailbox_from(id: MessageId, row: &Record) -> Result<(u64, SendRequ
     Ok((order, request))
 }
 
+/// What a request in the mailbox amounts to when it is accepted; `None` if it would be refused.
+pub(crate) fn requested(id: &MessageId, row: &Record) -> Option<Outbound> {
+    let (_, request) = mailbox_from(id.clone(), row).ok()?;
+    super::Sends::check(&request).ok()?;
+    let (content, _) = super::encoded(request.content).ok()?;
+    Some(Outbound {
+        to: Some(request.to.bare().to_string()),
+        content: Some(content),
+        ..Default::default()
+    })
+}
+
 /// How far a send has come, for those who do not own the account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

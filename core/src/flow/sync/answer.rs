@@ -4,7 +4,7 @@ use super::{
     SyncState,
     keys::Keys,
     pack::pack,
-    round::{Item, Stage, version_key},
+    round::{Item, Round, Stage, version_key},
     rows::state_of,
 };
 use crate::{
@@ -26,18 +26,14 @@ use prost::Message as _;
 use std::collections::VecDeque;
 
 /// Conflicts in one turn before it is somebody else's.
-const CONFLICTS: u32 = 5;
+pub(super) const CONFLICTS: u32 = 5;
 
 /// Patches in one answer that are looked at.
 const PATCHES: usize = 4096;
 
 impl super::Sync {
     pub(super) fn ask(&mut self, cx: &mut Context, collection: Collection) {
-        let Some(round) = self
-            .round
-            .as_mut()
-            .filter(|round| round.collection == collection)
-        else {
+        let Some(round) = Round::of(&mut self.round, collection) else {
             return;
         };
         if cx.connection.is_none() {
@@ -98,11 +94,7 @@ impl super::Sync {
         upload: bool,
         answer: &Answer,
     ) {
-        let Some(round) = self
-            .round
-            .as_mut()
-            .filter(|round| round.collection == collection)
-        else {
+        let Some(round) = Round::of(&mut self.round, collection) else {
             return;
         };
         let stanza = match answer {
@@ -143,6 +135,7 @@ impl super::Sync {
             );
         }
         round.more = node.get_str("has_more_patches") == Some("true");
+        round.leads_to = version.unwrap_or(0);
         let asked_for_snapshot = row.diverged() || have == 0;
         let mut items = VecDeque::new();
         if let Some(bytes) = node.find("snapshot").and_then(Node::data) {

@@ -276,6 +276,8 @@ pub struct SyncStats {
     pub unknown_actions: u64,
     /// Changes of ours that the service has taken.
     pub changes_out: u64,
+    /// Changes of ours of which it is unknown whether the service took them, and which somebody has overtaken since.
+    pub changes_overtaken: u64,
     /// Changes of ours that could not be put into a patch.
     pub changes_refused: u64,
     /// Patches of ours that another device's was faster than.

@@ -5,7 +5,7 @@ use crate::{
     appstate::{Change, Collection, MAX_INDEX_BYTES, Operation, action::Action},
     flow::{CommandError, CommandId, Context, Reply},
     proto::record,
-    state::{Key, codec},
+    state::{Key, UnixMillis, codec},
 };
 use prost::Message as _;
 use std::collections::BTreeMap;
@@ -42,11 +42,16 @@ impl super::Sync {
     }
 
     /// Puts changes into the rows of their collections.
-    pub(super) fn change(&mut self, cx: &mut Context, id: CommandId, actions: &[Action]) {
-        let at = cx.now.unix.0;
+    pub(super) fn change(
+        &mut self,
+        cx: &mut Context,
+        id: CommandId,
+        at: UnixMillis,
+        actions: &[Action],
+    ) {
         let mut rows: BTreeMap<Collection, record::Collection> = BTreeMap::new();
         for action in actions {
-            let Some((collection, change)) = action.change(at) else {
+            let Some((collection, change)) = action.change(at.0) else {
                 continue;
             };
             let row = rows.entry(collection).or_insert_with(|| {

@@ -3,6 +3,7 @@
 
 use super::{
     SyncWork,
+    answer::CONFLICTS,
     keys::Keys,
     round::{Item, Round, Stage, Staged, version_key},
     rows::{mac_key, state_of, timestamp},
@@ -25,10 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 impl super::Sync {
     pub(super) fn judge(&mut self, cx: &mut Context, collection: Collection) -> Option<SyncWork> {
-        let round = self
-            .round
-            .as_mut()
-            .filter(|round| round.collection == collection)?;
+        let round = Round::of(&mut self.round, collection)?;
         let Keys::Ready(keys) = &self.keys else {
             // They were let go: the round begins again when they are here.
             self.end_round(cx);
@@ -98,6 +96,16 @@ impl super::Sync {
                         cx.stats.sync.stale_patches += 1;
                         round.items.pop_front();
                         round.stage = Stage::Pieces;
+                        // An answer that ends without anything new must not be the last word while changes of ours wait;
+                        // a service that answers so for ever must not keep us asking either.
+                        if round.items.is_empty() && !row.pending.is_empty() {
+                            round.more = true;
+                            round.conflicts += 1;
+                            if round.conflicts > CONFLICTS {
+                                let why = "only patches that we have come, and changes wait";
+                                self.failed(cx, collection, why);
+                            }
+                        }
                     }
                     Err(PatchError::Version { .. }) if round.gaps == 0 => {
                         // Asked once more from where we stand: the answer may have been made for somebody else.

@@ -43,7 +43,7 @@ use crate::{
     appstate::{Collection, KeyId, action::Action},
     jid::Jid,
     proto::{e2e, sync::SyncdSnapshotRecovery},
-    state::{Key, MessageId, Micros, Row},
+    state::{Key, MessageId, Micros, Row, UnixMillis},
     wire::node::Node,
 };
 use files::Files;
@@ -70,15 +70,15 @@ pub(crate) enum SyncWork {
     Judge(Collection),
     /// Write what came of it.
     Settle(Collection),
-    /// Somebody wants to change something.
-    Change(CommandId, Vec<Action>),
+    /// Somebody has asked for changes at this time. Rows may take a while, and a wall clock may go back meanwhile.
+    Change(CommandId, UnixMillis, Vec<Action>),
     /// Ask the phone for something.
     Phone,
     /// It cannot read what we asked.
     PhoneRetry(Node),
     /// Take in a part of a chunk of history.
     Part,
-    /// Ask the phone once more to upload a file again: the request may have been lost with a connection.
+    /// Ask the phone to upload a file again.
     AskReupload(MessageId),
     /// The phone has uploaded a file again (there it is), or will not.
     Reuploaded(MessageId, Option<Node>),
@@ -208,6 +208,7 @@ impl Sync {
     pub(crate) fn closed(&mut self) {
         self.phone.closed();
         self.files.closed();
+        self.history.closed();
     }
 
     /// The next work, if there is some. Asked again after each.
@@ -313,7 +314,7 @@ impl Sync {
     ) -> Option<SyncWork> {
         let scan = match command {
             Command::Change(actions) => match Self::check(cx, &actions) {
-                Ok(()) => return Some(SyncWork::Change(id, actions)),
+                Ok(()) => return Some(SyncWork::Change(id, cx.now.unix, actions)),
                 Err(error) => {
                     cx.reply(id, Err(error));
                     return None;
@@ -363,7 +364,7 @@ impl Sync {
     /// Rows that the work reads, those that are not known yet; a large number of them comes in portions.
     pub(crate) fn needs(&self, cx: &mut Context, work: &SyncWork) -> Vec<Key> {
         match work {
-            SyncWork::Change(_, actions) => {
+            SyncWork::Change(_, _, actions) => {
                 let collections: BTreeSet<Collection> =
                     actions.iter().filter_map(Action::collection).collect();
                 collections
@@ -384,11 +385,11 @@ impl Sync {
     /// Does it. Returns what has to follow at once.
     pub(crate) fn execute(&mut self, cx: &mut Context, work: SyncWork) -> Option<SyncWork> {
         match work {
-            SyncWork::Change(id, actions) => self.change(cx, id, &actions),
+            SyncWork::Change(id, at, actions) => self.change(cx, id, at, &actions),
             SyncWork::Phone => self.phone.speak(cx),
             SyncWork::PhoneRetry(stanza) => self.phone.again(cx, &stanza),
             SyncWork::Part => self.history.take_part(cx),
-            SyncWork::AskReupload(id) => self.history.ask_again(cx, &id),
+            SyncWork::AskReupload(id) => self.history.ask_upload(cx, &id),
             SyncWork::Reuploaded(id, answer) => self.history.reuploaded(cx, &id, answer.as_ref()),
             SyncWork::Ask(collection) => self.ask(cx, collection),
             SyncWork::Answered(collection, upload, answer) => {

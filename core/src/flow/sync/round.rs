@@ -29,6 +29,9 @@ use std::collections::{BTreeMap, VecDeque};
 /// Questions in one turn: pages of a long history, conflicts. Whatever is left is for the next turn.
 const QUESTIONS: u32 = 500;
 
+/// Answers of one turn that end before the version that they name.
+const GAPS: u32 = 3;
+
 /// Longest file of app state. Two hundred thousand settings of three hundred bytes.
 const FILE_BYTES: u64 = 64 << 20;
 
@@ -86,6 +89,8 @@ pub(super) struct Round {
     pub(super) questions: u32,
     pub(super) conflicts: u32,
     pub(super) gaps: u32,
+    /// The version that the service says it has.
+    pub(super) leads_to: u64,
     /// What the snapshot will replace, once that was asked for.
     pub(super) existing: Option<Existing>,
     download: Option<Download>,
@@ -109,10 +114,16 @@ impl Round {
             questions: 0,
             conflicts: 0,
             gaps: 0,
+            leads_to: 0,
             existing: None,
             download: None,
             staged: None,
         }
+    }
+
+    /// The turn, if it is this collection's: what comes late belongs to one that has ended.
+    pub(super) fn of(turn: &mut Option<Self>, collection: Collection) -> Option<&mut Self> {
+        turn.as_mut().filter(|turn| turn.collection == collection)
     }
 
     pub(super) fn deadline(&self) -> Option<Micros> {
@@ -150,13 +161,25 @@ impl super::Sync {
                 let file = match round.items.front() {
                     None => {
                         round.stage = Stage::Start;
+                        let version = self.tracks.of(collection).version.unwrap_or(0);
+                        if !round.more && round.leads_to > version {
+                            // The pieces end before the version that the answer names: the last is missing.
+                            cx.stats.sync.version_gaps += 1;
+                            round.gaps += 1;
+                            if round.gaps > GAPS {
+                                let why = "the service has a newer version and does not show it";
+                                self.failed(cx, collection, why);
+                                return None;
+                            }
+                            round.more = true;
+                            round.only_read = true;
+                        }
                         if round.more && round.questions < QUESTIONS {
                             return self.round_on(cx, online);
                         }
                         let track = self.tracks.of(collection);
                         track.wanted |= round.more;
                         track.attempts = 0;
-                        let version = track.version.unwrap_or(0);
                         cx.notice(Notice::Sync(collection, SyncState::Current { version }));
                         self.end_round(cx);
                         return None;
@@ -212,11 +235,7 @@ impl super::Sync {
         found: Vec<(Key, Row)>,
         full: bool,
     ) {
-        let Some(round) = self
-            .round
-            .as_mut()
-            .filter(|round| round.collection == collection)
-        else {
+        let Some(round) = Round::of(&mut self.round, collection) else {
             return;
         };
         let Some(existing) = &mut round.existing else {

@@ -3,14 +3,17 @@
 
 use super::{
     keys::{Keys, Ring},
-    round::{SHOWN, Stage, Staged, version_key},
+    round::{Round, SHOWN, Stage, Staged, version_key},
     rows::{mac_key, timestamp},
     settings,
 };
 use crate::{
     appstate::{Collection, MacChange, Mutation, Operation, Replaced, action::Action},
     flow::{Context, Event, Setting},
-    proto::{record, sync::SyncdPatch},
+    proto::{
+        record,
+        sync::{SyncActionValue, SyncdPatch},
+    },
     state::codec,
 };
 use prost::Message as _;
@@ -19,11 +22,7 @@ use std::collections::BTreeMap;
 impl super::Sync {
     /// Everything that came of a piece, at once: version, hash, value MACs, settings, events.
     pub(super) fn settle(&mut self, cx: &mut Context, collection: Collection) {
-        let Some(round) = self
-            .round
-            .as_mut()
-            .filter(|round| round.collection == collection)
-        else {
+        let Some(round) = Round::of(&mut self.round, collection) else {
             return;
         };
         let Some(staged) = round.staged.take() else {
@@ -228,11 +227,27 @@ fn resolve_by_snapshot(cx: &mut Context, row: &mut record::Collection, replaced:
         }
     }
     let taken = known || (!sets && gone && patch.is_some());
+    let changes = (flight.changes() as usize).min(row.pending.len());
     if taken {
-        let changes = (flight.changes() as usize).min(row.pending.len());
         cx.stats.sync.changes_out += changes as u64;
         row.pending.drain(..changes);
-    } else {
-        cx.stats.sync.conflicts += 1;
+        return;
     }
+    cx.stats.sync.conflicts += 1;
+    // Taken or not: a change whose place has one that was made later is not announced again, it would undo that one.
+    let later: BTreeMap<&[u8], i64> = replaced
+        .mutations
+        .iter()
+        .map(|m| (&*m.index, timestamp(m.data.clone())))
+        .collect();
+    let mut n = 0;
+    row.pending.retain(|change| {
+        n += 1;
+        let at = SyncActionValue::decode(change.value.as_deref().unwrap_or_default())
+            .map_or(0, |value| value.timestamp());
+        let there = later.get(change.index.as_deref().unwrap_or_default());
+        let overtaken = n <= changes && there.is_some_and(|there| *there > at);
+        cx.stats.sync.changes_overtaken += u64::from(overtaken);
+        !overtaken
+    });
 }

@@ -211,6 +211,46 @@ fn a_distribution_beyond_reach_is_followed() {
     assert_eq!(receiver.decrypt(&early).unwrap(), b"early");
 }
 
+/// What can be reached by going on is not jumped to: the messages on the way would be lost.
+#[test]
+fn a_distribution_within_reach_changes_nothing() {
+    let (mut sender, mut receiver, mut rng) = pair(5);
+    let first = sender.encrypt(b"first", &mut rng).unwrap();
+    let reach = Limits::PEER.forward_jump;
+    sender.states[0].chain = sender.states[0].chain.skip_to(reach).unwrap();
+    receiver.process(&sender.distribution().unwrap()).unwrap();
+    assert_eq!(receiver.decrypt(&first).unwrap(), b"first");
+}
+
+/// How others write "only the public half".
+#[test]
+fn an_empty_private_key_is_none() {
+    let (sender, ..) = pair(7);
+    let mut bytes = Vec::new();
+    wire::put_bytes(&mut bytes, 1, &sender.states[0].signing.serialize());
+    for private in [None, Some(&[][..])] {
+        if let Some(private) = private {
+            wire::put_bytes(&mut bytes, 2, private);
+        }
+        let (public, private) = decode_signing(&bytes).unwrap();
+        assert_eq!(public, sender.states[0].signing);
+        assert!(private.is_none());
+    }
+    wire::put_bytes(&mut bytes, 2, &[1; 31]);
+    assert!(decode_signing(&bytes).is_err());
+}
+
+/// Other implementations keep ids in signed numbers of 32 bits.
+#[test]
+fn ids_of_keys_are_not_negative_anywhere() {
+    let mut rng = Rng::from_seed([6; 32]);
+    let ids: Vec<u32> = (0..64)
+        .map(|_| SenderKeyRecord::create(&mut rng).states[0].id)
+        .collect();
+    assert!(ids.iter().all(|id| i32::try_from(*id).is_ok()), "{ids:?}");
+    assert!(ids.iter().any(|id| id % 2 == 1), "{ids:?}");
+}
+
 #[test]
 fn five_keys_are_kept_and_an_id_is_taken_over() {
     let mut rng = Rng::from_seed([5; 32]);

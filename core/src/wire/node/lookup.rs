@@ -139,6 +139,8 @@ const fn fingerprint(hash: u64) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -202,6 +204,16 @@ mod tests {
             Some(LONGEST_DIGITS)
         );
         assert!(!all().any(|word| hex(word) && !digits(word)));
+    }
+
+    /// What is no token is turned away by its fingerprint, without a look at any token.
+    #[test]
+    fn fingerprints_tell_tokens_apart() {
+        let words = SINGLE.iter().skip(1).chain(DOUBLE.iter().flatten());
+        let different: BTreeSet<u32> = words
+            .map(|word| fingerprint(hash(word.as_bytes())))
+            .collect();
+        assert!(different.len() > 1_200, "{}", different.len());
     }
 
     #[test]

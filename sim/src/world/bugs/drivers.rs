@@ -5,7 +5,7 @@ use crate::world::{Happening, account::Recorded};
 use baton_core::{
     engine::Now,
     flow::{Config, Event, Limits, SendRequest},
-    state::{AccountId, Batch, Lease, Micros, Seal, Table},
+    state::{AccountId, Batch, EventSeq, Lease, Micros, Seal, Table},
 };
 use bytes::Bytes;
 
@@ -167,6 +167,14 @@ impl World {
             Event::Message(message) if self.has(Bug::OfflineSkipped) => message.offline,
             _ => self.has(Bug::EventsStop) && self.accounts[account].watched.opened() > 2,
         }
+    }
+
+    /// An event gets to the consumer of another account, behind all of its own.
+    pub(crate) fn mix(&mut self, account: usize, seq: EventSeq, event: &Event) {
+        let other = (account + 1) % self.accounts.len();
+        let behind = EventSeq(seq.0.saturating_add(1 << 40));
+        self.note(&[b"event", &other.to_le_bytes(), &behind.0.to_le_bytes()]);
+        self.accounts[other].events.insert(behind, event.clone());
     }
 
     /// A request was left in a mailbox: it may be left again, when it is long done.

@@ -10,6 +10,11 @@ use std::borrow::Cow;
 /// What a column that is too short has room for.
 const COLUMN: usize = 512;
 
+/// A part of the past that is to be fetched.
+fn is_history(key: &Key) -> bool {
+    matches!(key, Key::AppStateVersion(name) if name.starts_with("history/"))
+}
+
 /// Writes of a table that are left out.
 fn forgotten(bug: Bug) -> &'static [Table] {
     match bug {
@@ -141,6 +146,7 @@ impl World {
             };
             let out = out
                 || match bug {
+                    Bug::ForgetsHistory => row.is_some() && is_history(key),
                     Bug::ForgetsRatchets => incoming && table == Table::Session,
                     Bug::ForgetsMarks => incoming && matches!(table, Table::Session | Table::Seen),
                     Bug::KeepsPreKeys => takes_key && table == Table::Session,

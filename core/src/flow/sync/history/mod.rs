@@ -31,7 +31,7 @@ use crate::{
 };
 use learn::{address, learn};
 use prost::Message as _;
-use reupload::{ask_reupload, read_reupload};
+use reupload::{Waiting, ask_reupload, can_ask, read_reupload};
 use run::{Failure, Run, Source};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -50,9 +50,6 @@ const PAUSE: Micros = Micros::from_secs(10);
 /// Times that the phone is told, if the service does not confirm it.
 const TOLD: u32 = 3;
 
-/// How long the phone has to upload a file again.
-const REUPLOAD: Micros = Micros::from_secs(600);
-
 pub(super) fn job_key(id: &str) -> Key {
     Key::AppStateVersion(format!("{HISTORY}{id}").into())
 }
@@ -61,10 +58,12 @@ pub(super) fn job_key(id: &str) -> Key {
 pub(super) struct History {
     /// By place in the queue.
     jobs: BTreeMap<u64, MessageId>,
-    /// The phone was asked to upload their files again: place in the queue, and how long it has.
-    waiting: BTreeMap<MessageId, (u64, Micros)>,
-    /// Those to be asked for again: the connection has changed.
+    /// Their files are gone: the phone is asked to upload them again, or will be as soon as there is a connection.
+    waiting: BTreeMap<MessageId, Waiting>,
+    /// Those to be asked for on this connection.
     unasked: BTreeSet<MessageId>,
+    /// There is a connection, and the login came through.
+    online: bool,
     /// Taken in, and told to the phone so often.
     finished: BTreeMap<MessageId, u32>,
     run: Option<Run>,
@@ -98,19 +97,42 @@ impl History {
 
     pub(super) fn announced(&mut self, cx: &Context, id: MessageId, job: record::HistoryJob) {
         let _ = cx;
-        if self.jobs.len() < JOBS && !self.jobs.values().any(|known| *known == id) {
+        let known = self.jobs.values().any(|known| *known == id) || self.waiting.contains_key(&id);
+        if known || self.jobs.len() + self.waiting.len() >= JOBS {
+            return;
+        }
+        if job.unanswered() {
+            // What the phone has answered to a previous owner may have gone with that one.
+            self.wait(id, job.order());
+        } else {
             self.jobs.insert(job.order(), id);
         }
     }
 
+    /// The phone has to upload a file again. It is asked at once, or when the account is online.
+    fn wait(&mut self, id: MessageId, order: u64) {
+        if self.online {
+            self.unasked.insert(id.clone());
+        }
+        self.waiting.insert(id, Waiting::new(order));
+    }
+
     /// The account is online: what the phone may not have heard is said again.
     pub(super) fn online(&mut self, cx: &mut Context) {
+        self.online = true;
         let ids: Vec<MessageId> = self.finished.keys().cloned().collect();
         for id in ids {
             self.tell(cx, &id);
         }
-        self.unasked = self.waiting.keys().cloned().collect();
+        let again = self.waiting.iter().filter(|(_, file)| file.may_be_asked());
+        self.unasked = again.map(|(id, _)| id.clone()).collect();
         self.not_before = None;
+    }
+
+    /// The connection has ended. The phone cannot be asked, and what it answers comes on the next one.
+    pub(super) fn closed(&mut self) {
+        self.online = false;
+        self.unasked.clear();
     }
 
     /// Tells the phone that a chunk was received: then it sends the next one.
@@ -124,7 +146,7 @@ impl History {
         let Some(own) = cx.account.jid.as_ref().map(Jid::bare) else {
             return;
         };
-        if cx.connection.is_some() {
+        if self.online {
             *told += 1;
             let receipt = Node::new("receipt").attr("id", id.clone()).attr("to", own);
             cx.send(&receipt.attr("type", "hist_sync"));
@@ -144,13 +166,11 @@ impl History {
             if let Some(id) = self.unasked.pop_first() {
                 return Some(SyncWork::AskReupload(id));
             }
-            let late = self.waiting.iter().find(|(_, (_, until))| *until <= now);
-            if let Some(id) = late.map(|(id, _)| id.clone()) {
+            let mut files = self.waiting.iter_mut().filter(|_| self.online);
+            if let Some((id, file)) = files.find(|(_, file)| file.is_late(now)) {
                 // Not again, however long that work waits for its row.
-                if let Some((_, until)) = self.waiting.get_mut(&id) {
-                    *until = Micros(u64::MAX);
-                }
-                return Some(SyncWork::Reuploaded(id, None));
+                file.give_up();
+                return Some(SyncWork::Reuploaded(id.clone(), None));
             }
             let due = self.not_before.is_none_or(|at| at <= cx.now.mono);
             if self.starting || self.jobs.is_empty() || !due {
@@ -215,8 +235,9 @@ impl History {
         let start = self
             .not_before
             .filter(|_| self.run.is_none() && !self.jobs.is_empty());
-        let waiting = self.waiting.values().map(|(_, until)| *until);
-        let waiting = waiting.filter(|until| self.run.is_none() && *until < Micros(u64::MAX));
+        let waits = self.run.is_none() && self.online;
+        let waiting = self.waiting.values().filter(|_| waits);
+        let waiting = waiting.filter_map(Waiting::deadline);
         [fetch, start].into_iter().flatten().chain(waiting).min()
     }
 
@@ -279,12 +300,13 @@ impl History {
             self.run = None;
             if failure.hopeless || job.failures() >= FAILURES {
                 self.jobs.remove(&order);
-                if failure.file && !job.reupload() && ask_reupload(cx, &id, &job) {
+                if failure.file && !job.reupload() && can_ask(cx, &job) {
+                    // Noted before it is asked: the connection may be gone at this moment, or go with the question.
                     job.reupload = Some(true);
+                    job.unanswered = Some(true);
                     job.failures = None;
                     cx.put(key, codec::encode(&job));
-                    let until = cx.now.mono.plus(REUPLOAD);
-                    self.waiting.insert(id, (order, until));
+                    self.wait(id, order);
                 } else {
                     give_up(cx, id, &job, failure.why);
                 }
@@ -340,19 +362,22 @@ impl History {
         self.waiting.contains_key(id)
     }
 
-    /// Asks for a file again that is waited for still. Needs the job's row.
-    pub(super) fn ask_again(&mut self, cx: &mut Context, id: &MessageId) {
-        if self.waiting.contains_key(id) {
-            let job: record::HistoryJob = cx.read(&job_key(id)).unwrap_or_default();
-            ask_reupload(cx, id, &job);
-        }
+    /// Asks for a file that is waited for, if there is a connection. Needs the job's row.
+    pub(super) fn ask_upload(&mut self, cx: &mut Context, id: &MessageId) {
+        let Some(file) = self.waiting.get_mut(id).filter(|_| self.online) else {
+            return;
+        };
+        let job: record::HistoryJob = cx.read(&job_key(id)).unwrap_or_default();
+        file.asked(cx.now.mono);
+        ask_reupload(cx, id, &job);
     }
 
     /// The phone has uploaded a file again, or says that it will not, or does not answer. Needs the job's row.
     pub(super) fn reuploaded(&mut self, cx: &mut Context, id: &MessageId, answer: Option<&Node>) {
-        let Some((order, _)) = self.waiting.remove(id) else {
+        let Some(file) = self.waiting.remove(id) else {
             return;
         };
+        self.unasked.remove(id);
         let key = job_key(id);
         let mut job: record::HistoryJob = cx.read(&key).unwrap_or_default();
         let Some(mut notification) = notification_of(&job) else {
@@ -363,8 +388,9 @@ impl History {
             Some(path) => {
                 notification.direct_path = Some(path);
                 job.notification = Some(notification.encode_to_vec());
+                job.unanswered = None;
                 cx.put(key, codec::encode(&job));
-                self.jobs.insert(order, id.clone());
+                self.jobs.insert(file.order(), id.clone());
             }
             None => give_up(
                 cx,

@@ -6,7 +6,7 @@ use crate::{
     flow::Context,
     jid::Jid,
     proto::{e2e, record},
-    state::MessageId,
+    state::{MessageId, Micros},
     wire::node::Node,
 };
 use prost::Message as _;
@@ -14,27 +14,82 @@ use prost::Message as _;
 /// What the keys of that conversation are derived for.
 const RETRY_INFO: &[u8] = b"WhatsApp Media Retry Notification";
 
+/// How long the phone has to upload a file again, from when it was asked last.
+const REUPLOAD: Micros = Micros::from_secs(600);
+
+/// Connections on which it is asked: each may have taken the question, or the answer, with it.
+const ASKED: u32 = 8;
+
+/// A file that the phone has to upload again.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    /// Place in the queue.
+    order: u64,
+    asked: u32,
+    /// How long the phone has. Unless it was asked, it has all the time there is.
+    until: Option<Micros>,
+}
+
+impl Waiting {
+    pub(super) const fn new(order: u64) -> Self {
+        Self {
+            order,
+            asked: 0,
+            until: None,
+        }
+    }
+
+    pub(super) const fn order(&self) -> u64 {
+        self.order
+    }
+
+    pub(super) const fn may_be_asked(&self) -> bool {
+        self.asked < ASKED
+    }
+
+    pub(super) fn asked(&mut self, now: Micros) {
+        self.asked = self.asked.saturating_add(1);
+        self.until = Some(now.plus(REUPLOAD));
+    }
+
+    pub(super) fn is_late(&self, now: Micros) -> bool {
+        self.until.is_some_and(|until| until <= now)
+    }
+
+    /// Nothing is waited for any more.
+    pub(super) const fn give_up(&mut self) {
+        self.until = None;
+        self.asked = ASKED;
+    }
+
+    pub(super) const fn deadline(&self) -> Option<Micros> {
+        self.until
+    }
+}
+
 /// What the two sides of a request to upload again encrypt with.
 fn retry_cipher(notification: &e2e::HistorySyncNotification) -> Option<AesGcm> {
     let key = notification.media_key.as_deref()?;
     Some(AesGcm::new(&hkdf_sha256::<32>(&[], key, RETRY_INFO)))
 }
 
-/// Asks the phone to upload a file again (fact sheet 07.16). `false` if the announcement does not say enough for that,
-/// or there is no connection.
-pub(super) fn ask_reupload(cx: &mut Context, id: &MessageId, job: &record::HistoryJob) -> bool {
+/// Whether the announcement says enough for the phone to be asked.
+pub(super) fn can_ask(cx: &Context, job: &record::HistoryJob) -> bool {
+    let notification = notification_of(job);
+    cx.account.jid.is_some() && notification.is_some_and(|told| told.media_key.is_some())
+}
+
+/// Asks the phone to upload a file again (fact sheet 07.16).
+pub(super) fn ask_reupload(cx: &mut Context, id: &MessageId, job: &record::HistoryJob) {
     let cipher = notification_of(job).and_then(|notification| retry_cipher(&notification));
     let (Some(cipher), Some(own)) = (cipher, cx.account.jid.as_ref().map(Jid::bare)) else {
-        return false;
+        return;
     };
-    if cx.connection.is_none() {
-        return false;
-    }
     let mut sealed = e2e::ServerErrorReceipt {
         stanza_id: Some(id.to_string()),
     }
     .encode_to_vec();
-    // The key is asked for once in its life, and 96 random bits are not met again by chance.
+    // The key is asked for a few times in its life, and 96 random bits are not met again by chance.
     let nonce: [u8; 12] = cx.rng.bytes();
     cipher.seal(&nonce, id.as_bytes(), &mut sealed);
     let encrypt = Node::new("encrypt")
@@ -52,7 +107,6 @@ pub(super) fn ask_reupload(cx: &mut Context, id: &MessageId, job: &record::Histo
         .child(subject);
     cx.send(&receipt);
     cx.stats.sync.reupload_requests += 1;
-    true
 }
 
 /// Where the phone has put the file, if it has.

@@ -4,7 +4,7 @@ use flate2::{Compression, write::ZlibEncoder};
 
 use crate::jid::{Jid, Server};
 use crate::wire::node::{
-    Content, Node, NodeError, Scratch, Unwritable, decode, decode_owned, encode,
+    Content, Node, NodeError, Scratch, Text, Unwritable, decode, decode_owned, encode,
 };
 
 fn test() -> Node {
@@ -461,6 +461,23 @@ fn a_jid_as_content_reads_as_text() {
 }
 
 #[test]
+fn texts_compare_by_what_they_say_not_by_how_they_are_written() {
+    let forms = |text: &'static str| {
+        [
+            Text::Borrowed(text),
+            Text::Token(text),
+            Text::Unpacked(text.into()),
+        ]
+    };
+    for one in forms("12345678") {
+        assert_eq!((one.as_ref(), &*one), ("12345678", "12345678"));
+        assert!(one == *"12345678" && one == "12345678");
+        assert!(one != *"1234567" && one != "1234567");
+        assert!(forms("12345678").contains(&one) && !forms("123").contains(&one));
+    }
+}
+
+#[test]
 fn the_first_of_two_equal_keys_counts() {
     let payload = hex("00f8051a 0855 08a2");
     let node = decode_owned(&payload).unwrap();
@@ -522,4 +539,12 @@ fn limits_are_reached_exactly() {
     std::io::Write::write_all(&mut deflate, &encoded(&longest)[1..]).unwrap();
     assert!(decode_owned(&deflate.finish().unwrap()).is_ok_and(|node| node == longest));
     assert!(matches!(longest.content, Content::Bytes(_)));
+    // What is in it may be as long as the limit says; that the whole is longer then, the frame has to say.
+    assert!(
+        encode(
+            &Node::new("value").bytes(vec![0; 16 << 20]),
+            &mut Vec::new()
+        )
+        .is_ok()
+    );
 }

@@ -385,6 +385,56 @@ fn a_zip_bomb_stops_at_the_limit() {
     }
 }
 
+/// The memory for it grows in steps, and no step may end where the stream seems to.
+#[test]
+fn a_stream_is_read_whole_however_far_it_inflates() {
+    let node = |length: usize| Node::new("t").bytes(vec![0; length]);
+    for length in (0..40_000).step_by(331) {
+        let stream = compressed([encoded(&node(length))[1..].to_vec()]);
+        assert_eq!(decode_owned(&stream), Ok(node(length)));
+    }
+    // The most there may be, in steps that are powers of two: they follow the length of what came, and bytes behind the
+    // stream belong to that.
+    let around = encoded(&node(1 << 20)).len() - (1 << 20);
+    let longest = node(1 + limits::INFLATED - around);
+    let mut stream = compressed([encoded(&longest)[1..].to_vec()]);
+    stream.resize(1 + stream.len().next_power_of_two(), 0);
+    assert_eq!(decode_owned(&stream), Ok(longest));
+}
+
+#[test]
+fn the_position_of_a_broken_stream_is_within_it() {
+    let good =
+        compressed([encoded(&Node::new("t").bytes((0..=255).collect::<Vec<u8>>()))[1..].to_vec()]);
+    for at in 1..good.len() {
+        let mut bad = good.clone();
+        bad[at] ^= 0x55;
+        if let Err(NodeError::Malformed {
+            position,
+            what: Malformed::Zlib,
+        }) = decode_owned(&bad)
+        {
+            assert!(position <= bad.len(), "{position} for byte {at}");
+        }
+    }
+}
+
+#[test]
+fn the_memory_that_is_held_is_known() {
+    let mut scratch = Scratch::new();
+    assert_eq!(scratch.allocated(), 0);
+    let node = Node::new("t").children(vec![Node::new("t"); 1000]);
+    decode(&encoded(&node), &mut scratch).unwrap();
+    // Four words of tape for a node.
+    let tape = scratch.allocated();
+    assert!((4 * 4 * 1001..65_536).contains(&tape), "{tape}");
+    let body = encoded(&node)[1..].to_vec();
+    let length = body.len();
+    decode(&compressed([body]), &mut scratch).unwrap();
+    let both = scratch.allocated();
+    assert!((tape + length..tape + 65_536).contains(&both), "{both}");
+}
+
 #[test]
 fn nesting_ends_at_128_levels() {
     let nested = |levels: usize| format!("00 {} f80171", "f80271f801".repeat(levels - 1));
@@ -423,6 +473,16 @@ fn many_small_nodes_end_at_the_limit() {
     most.truncate(most.len() - 3);
     assert!(decode(&most, &mut scratch).is_ok());
     assert_eq!(2 * (1 + 4 + 4 * 0xFFFF - 1), limits::ELEMENTS);
+    // An attribute is an element, too.
+    most.truncate(most.len() - 3);
+    most.extend(hex("f8033f0855"));
+    assert!(matches!(
+        decode(&most, &mut scratch),
+        Err(NodeError::Malformed {
+            what: Malformed::TooManyElements,
+            ..
+        })
+    ));
     let error = decode(&frame(4), &mut scratch).expect_err("more than 2^18 nodes");
     assert!(matches!(
         error,
