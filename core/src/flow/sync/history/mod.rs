@@ -124,8 +124,9 @@ impl History {
         for id in ids {
             self.tell(cx, &id);
         }
-        let again = self.waiting.iter().filter(|(_, file)| file.may_be_asked());
-        self.unasked = again.map(|(id, _)| id.clone()).collect();
+        let again = self.waiting.iter_mut();
+        let again = again.filter_map(|(id, file)| file.ask_again().then(|| id.clone()));
+        self.unasked = again.collect();
         self.not_before = None;
     }
 

@@ -43,8 +43,13 @@ impl Waiting {
         self.order
     }
 
-    pub(super) const fn may_be_asked(&self) -> bool {
-        self.asked < ASKED
+    /// Whether it is asked once more, on another connection. Then its time begins anew, when it is.
+    pub(super) fn ask_again(&mut self) -> bool {
+        let again = self.asked < ASKED;
+        if again {
+            self.until = None;
+        }
+        again
     }
 
     pub(super) fn asked(&mut self, now: Micros) {
