@@ -133,6 +133,8 @@ fn unassigned_packed_digits() {
     // Padding in the middle would read as a NUL character.
     refused("00f8021aff02 1f12", 6, Malformed::PackedDigit);
     refused("00f8021aff02 12ff", 7, Malformed::PackedDigit);
+    // Two wrongs of one kind make no right.
+    refused("00f8021aff04 1f1f1212", 6, Malformed::PackedDigit);
     // All sixteen digits of the other alphabet are good.
     accepted("00f8021afb02 cdef", &Node::new("t").text("CDEF"));
 }
