@@ -167,6 +167,8 @@ fn mistakes_of_tier_a_are_found_by_the_judge_that_is_there_for_them() {
         (Bug::ForgetsSettingsKeys, Judge::SettingsKeysKept, 16),
         (Bug::WriteBehind, Judge::CommitTold, 16),
         (Bug::CommandsLost, Judge::ReplyOnce, 48),
+        (Bug::EventsMixed, Judge::MessageAsked, 16),
+        (Bug::ForgetsHistory, Judge::HistoryOnce, 48),
         (Bug::IdentityRemade, Judge::IdentityKept, 16),
         (Bug::LidAsPhone, Judge::SendTaken, 16),
     ] {

@@ -13,6 +13,11 @@ const SCAN_ROWS: u32 = 256;
 /// Requests taken from the mailbox at once.
 pub(super) const MAILBOX_ROWS: u32 = 1024;
 
+/// A row without which there is no going on.
+fn unusable(table: Table, why: impl std::fmt::Display) -> StopReason {
+    StopReason::Store(format!("row {}: {why}", table.name()))
+}
+
 /// Whether counters can be counted on from where they stand: what comes out of them has to fit the tables.
 fn plausible(counters: &Counters) -> bool {
     let pre_key = |id: Option<u32>| id.unwrap_or(1) <= rules::MAX_PRE_KEY_ID;
@@ -48,44 +53,21 @@ impl Engine {
             Some(Row::Absent) => self.cx.save_account(),
             Some(Row::Present(record)) => match Account::from_record(&record) {
                 Ok(account) => self.cx.account = account,
-                Err(error) => {
-                    return self.halt(StopReason::Store(format!(
-                        "row {}: {error}",
-                        Table::Device.name()
-                    )));
-                }
+                Err(error) => return self.halt(unusable(Table::Device, error)),
             },
-            _ => {
-                return self.halt(StopReason::Store(format!(
-                    "row {} cannot be read",
-                    Table::Device.name()
-                )));
-            }
+            _ => return self.halt(unusable(Table::Device, "cannot be read")),
         }
         match rows.next() {
             Some(Row::Absent) => self.cx.save_counters(),
             Some(Row::Present(record)) => match codec::decode(&record) {
                 Ok(counters) if !plausible(&counters) => {
-                    return self.halt(StopReason::Store(format!(
-                        "row {}: numbers out of range",
-                        Table::Counters.name()
-                    )));
+                    return self.halt(unusable(Table::Counters, "numbers out of range"));
                 }
                 Ok(counters) => self.cx.counters = counters,
                 // Guessing these would bind ids twice.
-                Err(error) => {
-                    return self.halt(StopReason::Store(format!(
-                        "row {}: {error}",
-                        Table::Counters.name()
-                    )));
-                }
+                Err(error) => return self.halt(unusable(Table::Counters, error)),
             },
-            _ => {
-                return self.halt(StopReason::Store(format!(
-                    "row {} cannot be read",
-                    Table::Counters.name()
-                )));
-            }
+            _ => return self.halt(unusable(Table::Counters, "cannot be read")),
         }
         // Before anything else is written: this has to be in the first batch.
         let (sealed, history) = (self.grant.lease.sealed, self.grant.lease.term.history);

@@ -530,10 +530,10 @@ pub struct HistoryJob {
     /// So many parts were shown.
     #[prost(uint32, optional, tag = "7")]
     pub parts: ::core::option::Option<u32>,
-    /// The phone was asked to upload the file again. That is asked once.
+    /// The file was gone, and the phone had to upload it again. Gone once more, it is given up.
     #[prost(bool, optional, tag = "8")]
     pub reupload: ::core::option::Option<bool>,
-    /// It has not answered that yet: who comes next asks once more.
+    /// The phone has not answered that yet: it is asked again on the next connection, by the next owner too.
     #[prost(bool, optional, tag = "9")]
     pub unanswered: ::core::option::Option<bool>,
 }

@@ -426,18 +426,7 @@ impl<'a> Trial<'a> {
 
 /// A stanza with a tag that an engine looks at.
 fn outer(take: &mut Take<'_>) -> Node {
-    let tags = [
-        "message",
-        "receipt",
-        "iq",
-        "notification",
-        "ib",
-        "ack",
-        "call",
-        "success",
-        "other",
-    ];
-    let tag = *take.pick(&tags);
+    let tag = *take.pick(words::STANZAS);
     let mut node = words::stanza(take, 0);
     node.tag = tag.into();
     node

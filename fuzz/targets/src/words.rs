@@ -1,7 +1,7 @@
 //! The words of the protocol, nodes made of them, and what real stanzas look like.
 
 use crate::input::Take;
-pub(crate) use crate::vocabulary::{JIDS, NAMES, TAGS, VALUES};
+pub(crate) use crate::vocabulary::{JIDS, NAMES, STANZAS, TAGS, VALUES};
 use baton_core::{
     jid::Jid,
     wire::node::{self, Node},

@@ -2,7 +2,7 @@
 
 use crate::cases;
 use crate::rig::{Rig, SECOND, ready};
-use crate::words::{JIDS, NAMES, TAGS, VALUES};
+use crate::words::{JIDS, NAMES, STANZAS, TAGS, VALUES};
 use baton_core::engine::Input;
 use baton_core::flow::{Command, Content, Event, Limits, SendRequest};
 use baton_core::jid::Jid;
@@ -119,17 +119,7 @@ pub(crate) fn stanza() -> impl Strategy<Value = Node> {
             .prop_map(|(tag, attrs, children)| with_attrs(Node::new(tag), attrs).children(children))
     });
     // The engine looks at a handful of tags first.
-    let outer = [
-        "message",
-        "receipt",
-        "iq",
-        "notification",
-        "ib",
-        "ack",
-        "call",
-        "other",
-    ];
-    let outer = proptest::sample::select(outer.to_vec());
+    let outer = proptest::sample::select(STANZAS);
     (outer, inner).prop_map(|(tag, mut node)| {
         node.tag = tag.into();
         node

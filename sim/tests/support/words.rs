@@ -1,6 +1,19 @@
 //! Words of the protocol, for those who say them in no order: the hostile clients and services of the tests, and the fuzzer.
 #![allow(dead_code, reason = "every test file uses its own part")]
 
+/// Tags of stanzas that an engine looks at, and one that it does not.
+pub(crate) const STANZAS: &[&str] = &[
+    "message",
+    "receipt",
+    "iq",
+    "notification",
+    "ib",
+    "ack",
+    "call",
+    "success",
+    "other",
+];
+
 /// Tags of stanzas and of what is in them.
 pub(crate) const TAGS: &[&str] = &[
     "message",

@@ -89,14 +89,13 @@ impl History {
                 Some(job) if job.finished() => {
                     self.tell(cx, &id);
                 }
-                Some(job) => self.announced(cx, id, job),
+                Some(job) => self.announced(id, job),
                 None => cx.corrupt(key),
             }
         }
     }
 
-    pub(super) fn announced(&mut self, cx: &Context, id: MessageId, job: record::HistoryJob) {
-        let _ = cx;
+    pub(super) fn announced(&mut self, id: MessageId, job: record::HistoryJob) {
         let known = self.jobs.values().any(|known| *known == id) || self.waiting.contains_key(&id);
         if known || self.jobs.len() + self.waiting.len() >= JOBS {
             return;
