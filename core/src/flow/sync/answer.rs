@@ -40,7 +40,6 @@ impl super::Sync {
             round.stage = Stage::Start;
             return;
         }
-        round.questions += 1;
         let mut row: record::Collection = cx.read(&version_key(collection)).unwrap_or_default();
         let state = match state_of(&row) {
             Some(state) => state,
@@ -50,22 +49,28 @@ impl super::Sync {
                 State::default()
             }
         };
+        if round.asks_from(state.version) {
+            cx.stats.sync.failed_asks += 1;
+            return self.failed(cx, collection, "question after question leads nowhere");
+        }
         let mut patch = None;
+        round.keyless = false;
         if row.fetched() && !row.diverged() && !round.only_read {
-            if row
-                .in_flight
-                .as_ref()
-                .is_some_and(|flight| flight.base() != state.version)
-            {
-                row.in_flight = None;
-            }
-            if row.in_flight.is_none()
-                && !row.pending.is_empty()
-                && let Keys::Ready(ring) = &self.keys
-                && let Some(key) = ring.newest()
-            {
-                pack(cx, collection, &state, key, ring, &mut row);
-                cx.put(version_key(collection), codec::encode(&row));
+            // One that was made from elsewhere, or that the row has lost, is made again.
+            row.in_flight.take_if(|flight| {
+                let whole = flight.patch.as_deref().map(SyncdPatch::decode);
+                flight.base() != state.version || !matches!(whole, Some(Ok(_)))
+            });
+            if row.in_flight.is_none() && !row.pending.is_empty() {
+                let ring = match &self.keys {
+                    Keys::Ready(ring) => ring.newest().map(|key| (key, ring)),
+                    _ => None,
+                };
+                round.keyless = ring.is_none();
+                if let Some((key, ring)) = ring {
+                    pack(cx, collection, &state, key, ring, &mut row);
+                    cx.put(version_key(collection), codec::encode(&row));
+                }
             }
             patch = row
                 .in_flight
@@ -242,7 +247,7 @@ impl super::Sync {
                 }
                 round.more = true;
                 round.only_read = true;
-            } else if items.is_empty() && !row.pending.is_empty() {
+            } else if items.is_empty() && round.announces(&row.pending) {
                 // Now that we are up to date.
                 round.more = true;
                 round.only_read = false;

@@ -310,7 +310,7 @@ pub struct SyncStats {
     pub phone_retries: u64,
     /// Collections given up.
     pub given_up: u64,
-    /// Questions about collections that failed or were not answered.
+    /// Questions about collections that failed, were not answered, or were one too many that led nowhere.
     pub failed_asks: u64,
     /// Downloads asked for.
     pub fetches: u64,

@@ -98,7 +98,7 @@ impl super::Sync {
                         round.stage = Stage::Pieces;
                         // An answer that ends without anything new must not be the last word while changes of ours wait;
                         // a service that answers so for ever must not keep us asking either.
-                        if round.items.is_empty() && !row.pending.is_empty() {
+                        if round.items.is_empty() && round.announces(&row.pending) {
                             round.more = true;
                             round.conflicts += 1;
                             if round.conflicts > CONFLICTS {

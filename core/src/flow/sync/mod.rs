@@ -96,6 +96,8 @@ struct Track {
     version: Option<u64>,
     /// Keys that nothing goes on without.
     waiting: BTreeSet<KeyId>,
+    /// Changes wait for the first key, whichever that is.
+    keyless: bool,
     attempts: u32,
     not_before: Option<Micros>,
     given_up: bool,

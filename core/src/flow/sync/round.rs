@@ -29,6 +29,9 @@ use std::collections::{BTreeMap, VecDeque};
 /// Questions in one turn: pages of a long history, conflicts. Whatever is left is for the next turn.
 const QUESTIONS: u32 = 500;
 
+/// Questions of one turn, one after the other, that bring no new version. Conflicts and gaps need fewer.
+const BARREN: u32 = 20;
+
 /// Answers of one turn that end before the version that they name.
 const GAPS: u32 = 3;
 
@@ -86,7 +89,11 @@ pub(super) struct Round {
     pub(super) more: bool,
     /// Only ask: our changes were refused for the moment.
     pub(super) only_read: bool,
-    pub(super) questions: u32,
+    questions: u32,
+    /// The last so many of them were asked from this version.
+    barren: (u32, u64),
+    /// Changes wait that cannot be announced, for want of a key.
+    pub(super) keyless: bool,
     pub(super) conflicts: u32,
     pub(super) gaps: u32,
     /// The version that the service says it has.
@@ -112,6 +119,8 @@ impl Round {
             more,
             only_read: false,
             questions: 0,
+            barren: (0, 0),
+            keyless: false,
             conflicts: 0,
             gaps: 0,
             leads_to: 0,
@@ -128,6 +137,20 @@ impl Round {
 
     pub(super) fn deadline(&self) -> Option<Micros> {
         self.download.as_ref().and_then(Download::deadline)
+    }
+
+    /// Counts a question from this version. Says whether there were too many that led nowhere.
+    pub(super) fn asks_from(&mut self, version: u64) -> bool {
+        self.questions += 1;
+        let (barren, from) = &mut self.barren;
+        *barren = if *from == version { *barren + 1 } else { 1 };
+        *from = version;
+        *barren > BARREN
+    }
+
+    /// Changes wait, and are to be announced with the next question.
+    pub(super) fn announces(&self, waiting: &[record::PendingChange]) -> bool {
+        !waiting.is_empty() && !self.keyless
     }
 }
 
@@ -179,6 +202,7 @@ impl super::Sync {
                         }
                         let track = self.tracks.of(collection);
                         track.wanted |= round.more;
+                        track.keyless = round.keyless;
                         track.attempts = 0;
                         cx.notice(Notice::Sync(collection, SyncState::Current { version }));
                         self.end_round(cx);

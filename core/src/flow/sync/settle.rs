@@ -17,7 +17,7 @@ use crate::{
     state::codec,
 };
 use prost::Message as _;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 impl super::Sync {
     /// Everything that came of a piece, at once: version, hash, value MACs, settings, events.
@@ -108,12 +108,11 @@ impl super::Sync {
         row.hash = Some(state.hash.to_bytes().to_vec());
         row.fetched = Some(true);
         row.diverged = None;
-        let pending = !row.pending.is_empty();
         cx.put(key, codec::encode(&row));
         if let Some(round) = &mut self.round {
             round.items.pop_front();
             round.stage = Stage::Pieces;
-            round.more |= pending;
+            round.more |= round.announces(&row.pending);
         }
         self.track(collection).version = Some(state.version);
     }
@@ -235,19 +234,22 @@ fn resolve_by_snapshot(cx: &mut Context, row: &mut record::Collection, replaced:
     }
     cx.stats.sync.conflicts += 1;
     // Taken or not: a change whose place has one that was made later is not announced again, it would undo that one.
-    let later: BTreeMap<&[u8], i64> = replaced
-        .mutations
+    let mut waiting = row.pending.split_off(changes);
+    let made: BTreeMap<&[u8], i64> = row
+        .pending
         .iter()
-        .map(|m| (&*m.index, timestamp(m.data.clone())))
+        .filter_map(|change| {
+            let value = SyncActionValue::decode(change.value.as_deref()?).ok()?;
+            Some((change.index.as_deref()?, value.timestamp()))
+        })
         .collect();
-    let mut n = 0;
-    row.pending.retain(|change| {
-        n += 1;
-        let at = SyncActionValue::decode(change.value.as_deref().unwrap_or_default())
-            .map_or(0, |value| value.timestamp());
-        let there = later.get(change.index.as_deref().unwrap_or_default());
-        let overtaken = n <= changes && there.is_some_and(|there| *there > at);
-        cx.stats.sync.changes_overtaken += u64::from(overtaken);
-        !overtaken
+    let later = replaced.mutations.iter().filter(|m| {
+        let at = made.get(&*m.index);
+        at.is_some_and(|at| timestamp(m.data.clone()) > *at)
     });
+    let later: BTreeSet<&[u8]> = later.map(|m| &*m.index).collect();
+    row.pending
+        .retain(|change| !later.contains(change.index.as_deref().unwrap_or_default()));
+    cx.stats.sync.changes_overtaken += (changes - row.pending.len()) as u64;
+    row.pending.append(&mut waiting);
 }

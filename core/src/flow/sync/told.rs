@@ -40,9 +40,10 @@ impl super::Sync {
                         track.attempts = 0;
                         track.not_before = None;
                     }
+                    track.wanted |= std::mem::take(&mut track.keyless);
                 }
             }
-            FromPhone::History(id, job) => self.history.announced(cx, id, job),
+            FromPhone::History(id, job) => self.history.announced(id, job),
             FromPhone::Recovery(recovery) => {
                 let name = recovery.collection_name.as_deref().unwrap_or_default();
                 let Ok(collection) = name.parse() else {

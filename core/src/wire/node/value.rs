@@ -93,12 +93,15 @@ impl Node {
         self.children([child])
     }
 
-    /// With more children. Content that was not a list of children is replaced.
+    /// With more children. Content that was not a list of children is replaced. No children are no content: an empty list
+    /// would be read back as another node than was written.
     #[must_use]
     pub fn children(mut self, children: impl IntoIterator<Item = Node>) -> Self {
+        let mut children = children.into_iter().peekable();
         match &mut self.content {
             Content::Nodes(nodes) => nodes.extend(children),
-            content => *content = Content::Nodes(children.into_iter().collect()),
+            content if children.peek().is_none() => *content = Content::None,
+            content => *content = Content::Nodes(children.collect()),
         }
         self
     }
@@ -339,6 +342,23 @@ mod tests {
                         Node::new("item").bytes(&[0xFF][..]),
                     ]),
             )
+    }
+
+    /// A service that was restored from what it had saved sent another stanza than the one that it had saved.
+    #[test]
+    fn no_children_are_no_content() {
+        let node = Node::new("list").children([]);
+        let mut bytes = Vec::new();
+        crate::wire::node::encode(&node, &mut bytes).unwrap();
+        let read = crate::wire::node::decode_owned(&bytes).unwrap();
+        assert_eq!(read, node);
+        assert_eq!(node.content, Content::None);
+        let node = node.child(Node::new("item")).children([]);
+        assert_eq!(node.nodes().len(), 1);
+        assert_eq!(
+            Node::new("list").text("a").children([]).content,
+            Content::None
+        );
     }
 
     #[test]

@@ -259,3 +259,59 @@ fn a_bad_file_is_not_believed() {
     a_message_arrives(&mut rig);
     assert!(rig.said.fetches.len() <= 5);
 }
+
+/// The row has lost the patch that was on its way, or what it has is none: the changes are announced all the same, once.
+#[test]
+fn a_row_that_has_lost_the_patch_of_ours_is_mended() {
+    for lost in [None, Some(vec![0xff; 9])] {
+        let (mut rig, cloud) = with_cloud(14);
+        rig.go_online();
+        cloud.borrow_mut().lose = 1;
+        change(&mut rig, vec![mute(1, 5_000)]);
+        let collection = Collection::RegularHigh;
+        // It never came to the service either.
+        cloud
+            .borrow_mut()
+            .logs
+            .insert(collection, Default::default());
+        let mut row = collection_row(&rig, collection);
+        let flight = row.in_flight.as_mut().expect("its answer was lost");
+        flight.patch = lost;
+        let (store, account) = (rig.store.clone(), rig.account.clone());
+        let key = Key::AppStateVersion(collection.as_str().into());
+        crate::rig::bury(&store);
+        Rig::write(&store, &account, key, codec::encode(&row));
+        cloud
+            .borrow_mut()
+            .logs
+            .insert(collection, Default::default());
+        let mut next = engine(store, account, 15, &cloud);
+        next.go_online();
+        next.pass(30 * SECOND);
+        let asked = cloud.borrow().asked.len();
+        assert!(asked < 40, "{asked} questions");
+        assert_eq!(cloud.borrow().log(collection).ours, [mute(1, 5_000)]);
+    }
+}
+
+/// A service that always has more, and never anything new, is not asked for ever.
+#[test]
+fn a_service_that_always_has_more_is_given_up() {
+    let (mut rig, cloud) = online(16);
+    cloud.borrow_mut().bend = Some(Box::new(|_, node| node.attr("has_more_patches", "true")));
+    let before = cloud.borrow().asked.len();
+    notify(&mut rig, Collection::RegularHigh, 7);
+    let at_once = cloud.borrow().asked.len() - before;
+    assert!((2..=20).contains(&at_once), "{at_once} questions at once");
+    rig.pass(600 * SECOND);
+    let asked = cloud.borrow().asked.len() - before;
+    assert!(asked <= 100, "{asked} questions");
+    let stats = rig.engine.stats().sync.clone();
+    assert_eq!((stats.failed_asks, stats.given_up), (5, 1), "{stats:?}");
+    a_message_arrives(&mut rig);
+    cloud.borrow_mut().bend = None;
+    cloud.borrow_mut().remote(&[mute(1, 5_000)]);
+    rig.hang_up();
+    rig.pass(30 * SECOND);
+    converged(&mut rig, &cloud);
+}

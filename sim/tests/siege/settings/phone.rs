@@ -245,3 +245,35 @@ fn a_missing_key_is_asked_for_and_waited_for() {
         Some(new.0.as_bytes().clone())
     );
 }
+
+/// A change that is asked for before the phone has shared any key waits for the first, without a word to the service
+/// meanwhile. A service that has nothing under that name was asked again and again, as fast as it answered.
+#[test]
+fn a_change_without_any_key_waits_for_the_first() {
+    let (rig, cloud) = with_cloud(17);
+    let key = cloud.borrow().key.clone();
+    let (store, account) = (rig.store.clone(), rig.account.clone());
+    drop(rig);
+    crate::rig::bury(&store);
+    let row = Key::AppStateSyncKey(key.0.as_bytes().clone());
+    Rig::write_all(&store, &account, [(row, None)].into());
+    let mut rig = engine(store, account, 17, &cloud);
+    rig.go_online();
+    let phone = own_phone(&mut rig);
+    // So long the phone has to share one by itself; then the service is asked all the same.
+    rig.pass(90 * SECOND);
+    let before = cloud.borrow().asked.len();
+    assert_eq!(before, 5, "each collection once");
+    change(&mut rig, vec![mute(1, 5_000)]);
+    rig.pass(600 * SECOND);
+    let asked = cloud.borrow().asked.len() - before;
+    assert!((1..=3).contains(&asked), "{asked} questions");
+    a_message_arrives(&mut rig);
+
+    share(&mut rig, phone, &key, "k1");
+    assert_eq!(
+        cloud.borrow().log(Collection::RegularHigh).ours,
+        [mute(1, 5_000)]
+    );
+    converged(&mut rig, &cloud);
+}
