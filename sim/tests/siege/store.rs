@@ -579,3 +579,41 @@ fn a_damaged_send_does_not_hold_up_the_others() {
     assert_eq!(sent, others);
     assert_eq!(keys(&world, 0, Table::Outbox), [victim]);
 }
+
+/// What waits to be sent is for a user. A row that names one of the user's devices is none of ours: the list of devices was
+/// loaded under one address and read under another. Found by engine_inputs.
+#[test]
+fn a_send_to_a_device_is_a_damaged_row() {
+    let mut rig = Rig::online(60);
+    let peer = rig.peer("800000000000006");
+    let to = rig.peers[peer].jid.bare();
+    rig.honest = false;
+    rig.command(Command::Send(SendRequest {
+        id: Some("waits".into()),
+        to: to.clone(),
+        content: Content::Text("text".into()),
+    }));
+    let key = Key::Outbox("waits".into());
+    let Row::Present(record) = rig.row(key.clone()) else {
+        panic!("it waits for the devices");
+    };
+    let mut row: record::Outbound = codec::decode(&record).expect("whole");
+    row.to = Some(to.with_device(3).to_string());
+    let (store, account) = (rig.store.clone(), rig.account.clone());
+    crate::rig::bury(&store);
+    Rig::write(&store, &account, key.clone(), codec::encode(&row));
+    let mut next = Rig::with(store, account, 61, |_| {});
+    next.give(Input::Tick);
+    let said = next.look();
+    let corrupt = said
+        .notices
+        .iter()
+        .any(|it| format!("{it:?}").contains("CorruptRow(outbox"));
+    assert!(corrupt, "{:?}", said.notices);
+    assert_eq!(
+        next.row(key),
+        Row::Present(codec::encode(&row)),
+        "kept as evidence"
+    );
+    assert!(next.is_up());
+}

@@ -482,14 +482,16 @@ fn encoded(content: Content) -> Result<(Vec<u8>, Option<e2e::Message>), CommandE
     Ok((content, decoded))
 }
 
-/// Whether a row of the outbox says everything that is needed to go on with it.
+/// Whether a row of the outbox says everything that is needed to go on with it. What is sent goes to a user, not to one of
+/// the user's devices.
 fn is_pending(row: &Outbound, to: &Jid) -> bool {
     let complete = match row.state() {
         State::Queued => row.content.is_some(),
         State::Sealed => row.content.is_some() && row.stanza.is_some(),
         _ => false,
     };
-    complete && to.is_user() && row.order.is_some_and(|order| order <= rules::MAX_NUMBER)
+    let for_user = to.is_user() && to.device() == 0;
+    complete && for_user && row.order.is_some_and(|order| order <= rules::MAX_NUMBER)
 }
 
 /// The LID of a phone number, if its row happens to be at hand.
